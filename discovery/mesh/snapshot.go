@@ -1,0 +1,82 @@
+package mesh
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sort"
+)
+
+// Snapshot is one consistent state of everything a control plane knows. It is immutable.
+type Snapshot struct {
+	Revision            uint64
+	Local               *Cluster
+	Clusters            []*Cluster  // sorted by ID, Local included
+	Services            []*Service  // sorted by host
+	Workloads           []*Workload // of the local cluster, sorted by namespace and name
+	VirtualServices     []*VirtualService
+	DestinationRules    []*DestinationRule // these four sorted by namespace and name
+	Gateways            []*Gateway
+	PeerAuthentications []*PeerAuthentication
+	Imports             []*Import // sorted by namespace, name, cluster: what each peer exports to us
+	Problems            []Problem // sorted by object
+}
+
+// Service returns the service with exactly that host, or nil.
+func (s *Snapshot) Service(host string) *Service {
+	i := sort.Search(len(s.Services), func(i int) bool { return s.Services[i].Host >= host })
+	if i < len(s.Services) && s.Services[i].Host == host {
+		return s.Services[i]
+	}
+	return nil
+}
+
+// Cluster returns the member with that ID, or nil.
+func (s *Snapshot) Cluster(id ClusterID) *Cluster {
+	i, ok := slices.BinarySearchFunc(s.Clusters, id, func(c *Cluster, id ClusterID) int { return cmp.Compare(c.ID, id) })
+	if ok {
+		return s.Clusters[i]
+	}
+	return nil
+}
+
+// ProxyType is the first part of an Istio node id.
+type ProxyType string
+
+const (
+	// Sidecar runs beside one workload, or on one machine.
+	Sidecar ProxyType = "sidecar"
+	// Router is a gateway: ingress, egress or east-west.
+	Router ProxyType = "router"
+	// Proxyless is a gRPC client or server that speaks xDS itself (node metadata GENERATOR=grpc).
+	Proxyless ProxyType = "grpc"
+)
+
+// Proxy is one client of the control plane, as its node id and metadata describe it (Istio's node metadata) and as
+// its certificate proves it.
+type Proxy struct {
+	ID        string // sidecar~IP~NAME.NS~DOMAIN
+	Type      ProxyType
+	Name      string // workload name
+	Namespace string
+	Domain    string       // DNS domain for short names, "default.svc.cluster.local"
+	Addresses []netip.Addr // node id's address first, then INSTANCE_IPS
+	Network   NetworkID    // metadata NETWORK; empty: the cluster's
+	Labels    map[string]string
+	Identity  string // SPIFFE id of the authenticated client; empty on the plaintext port
+	EastWest  bool   // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
+}
+
+// SPIFFE returns the SPIFFE id of a service account: spiffe://TD/ns/NS/sa/SA.
+func SPIFFE(td TrustDomain, namespace, serviceAccount string) string {
+	return "spiffe://" + string(td) + "/ns/" + namespace + "/sa/" + serviceAccount
+}
+
+// GlobalSuffix is the DNS zone of imported services.
+const GlobalSuffix = ".global"
+
+// LocalHost returns the host of a Kubernetes Service in its own cluster: NAME.NAMESPACE.svc.cluster.local.
+func LocalHost(name, namespace string) string { return name + "." + namespace + ".svc.cluster.local" }
+
+// GlobalHost returns the host under which every exporter's NAME in NAMESPACE is merged: NAME.NAMESPACE.global.
+func GlobalHost(name, namespace string) string { return name + "." + namespace + GlobalSuffix }
