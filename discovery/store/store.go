@@ -1,0 +1,213 @@
+// Package store collects what the sources know, builds the next Snapshot from it and publishes it. It is the only
+// part of a control plane that holds shared mutable state. It knows no source and no reader.
+package store
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/dns/vip"
+)
+
+// Config says what the store builds.
+type Config struct {
+	// Local is the cluster whose control plane this is.
+	Local *mesh.Cluster
+	// Await names the sources whose first full report the first Snapshot waits for. Peers are never among them.
+	Await []string
+	// AwaitAtMost bounds that wait; after it the first Snapshot is built from what is there, and says what is
+	// missing. Raising it delays a start without a source, lowering it risks a start with half a world.
+	AwaitAtMost time.Duration
+	// Quiet is the least time between two builds. The first change after a quiet time is built at once.
+	// Raising it saves CPU in a storm of changes, lowering it shortens the way of the second change.
+	Quiet time.Duration
+	// Ranges are the virtual address ranges.
+	Ranges vip.Ranges
+	// Memory keeps virtual addresses over restarts.
+	Memory Memory
+	// Check finds problems across objects of a finished Snapshot. Nil: none.
+	Check func(*mesh.Snapshot) []mesh.Problem
+}
+
+// DefaultConfig returns a Config for the local cluster with the product's defaults.
+func DefaultConfig(local *mesh.Cluster) Config {
+	return Config{Local: local, AwaitAtMost: 10 * time.Second, Quiet: 10 * time.Millisecond, Ranges: vip.DefaultRanges(), Memory: NoMemory{}}
+}
+
+// Store is the mutable middle between sources and readers.
+type Store struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+
+	mu      sync.Mutex
+	inputs  map[inputKey]mesh.Input
+	waiting map[string]bool // sources not synced yet
+	dirty   chan struct{}   // holds one token while inputs are newer than the Snapshot
+
+	out     sync.RWMutex
+	latest  *mesh.Snapshot
+	changed chan struct{}
+}
+
+type inputKey struct{ source, key string }
+
+type metrics struct {
+	builds   prometheus.Counter
+	duration prometheus.Histogram
+	services prometheus.Gauge
+	problems prometheus.Gauge
+}
+
+// New makes a store; it builds nothing until Run.
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) *Store {
+	f := promauto.With(reg)
+	s := &Store{
+		cfg: cfg, log: log, inputs: map[inputKey]mesh.Input{}, waiting: map[string]bool{},
+		dirty: make(chan struct{}, 1), changed: make(chan struct{}),
+		metrics: &metrics{
+			builds:   f.NewCounter(prometheus.CounterOpts{Namespace: "isthmus", Subsystem: "store", Name: "builds_total", Help: "Snapshots built."}),
+			duration: f.NewHistogram(prometheus.HistogramOpts{Namespace: "isthmus", Subsystem: "store", Name: "build_seconds", Help: "Time to build one Snapshot.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8)}),
+			services: f.NewGauge(prometheus.GaugeOpts{Namespace: "isthmus", Subsystem: "store", Name: "services", Help: "Services in the newest Snapshot."}),
+			problems: f.NewGauge(prometheus.GaugeOpts{Namespace: "isthmus", Subsystem: "store", Name: "problems", Help: "Problems in the newest Snapshot."}),
+		},
+	}
+	for _, name := range cfg.Await {
+		s.waiting[name] = true
+	}
+	return s
+}
+
+// Sink returns the sink for the source of that name. All sinks of one name share their keys.
+func (s *Store) Sink(source string) mesh.Sink { return sink{s, source} }
+
+type sink struct {
+	store  *Store
+	source string
+}
+
+// Report implements mesh.Sink.
+func (k sink) Report(key string, in mesh.Input) {
+	k.store.mu.Lock()
+	k.store.inputs[inputKey{k.source, key}] = in
+	k.store.mu.Unlock()
+	k.store.touch()
+}
+
+// Forget implements mesh.Sink.
+func (k sink) Forget(key string) {
+	k.store.mu.Lock()
+	delete(k.store.inputs, inputKey{k.source, key})
+	k.store.mu.Unlock()
+	k.store.touch()
+}
+
+// Synced implements mesh.Sink.
+func (k sink) Synced() {
+	k.store.mu.Lock()
+	delete(k.store.waiting, k.source)
+	k.store.mu.Unlock()
+	k.store.touch()
+}
+
+func (s *Store) touch() {
+	select {
+	case s.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// Latest implements mesh.Snapshots.
+func (s *Store) Latest() (*mesh.Snapshot, <-chan struct{}) {
+	s.out.RLock()
+	defer s.out.RUnlock()
+	return s.latest, s.changed
+}
+
+// Run builds and publishes Snapshots until ctx ends; then it returns nil.
+func (s *Store) Run(ctx context.Context) error {
+	if err := s.await(ctx); err != nil {
+		return nil
+	}
+	b := newBuilder(s.cfg)
+	for {
+		started := time.Now()
+		s.mu.Lock()
+		keys := make([]inputKey, 0, len(s.inputs))
+		for k := range s.inputs {
+			keys = append(keys, k)
+		}
+		slices.SortFunc(keys, compareKeys)
+		inputs := make([]mesh.Input, len(keys))
+		for i, k := range keys {
+			inputs[i] = s.inputs[k]
+		}
+		missing := s.missing()
+		s.mu.Unlock()
+		snap := b.build(inputs, missing)
+		s.metrics.builds.Inc()
+		s.metrics.duration.Observe(time.Since(started).Seconds())
+		s.metrics.services.Set(float64(len(snap.Services)))
+		s.metrics.problems.Set(float64(len(snap.Problems)))
+		s.publish(snap)
+		quiet := time.NewTimer(s.cfg.Quiet)
+		select {
+		case <-quiet.C:
+		case <-ctx.Done():
+			quiet.Stop()
+			return nil
+		}
+		select {
+		case <-s.dirty:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// await blocks until every awaited source is synced or the deadline has passed.
+func (s *Store) await(ctx context.Context) error {
+	deadline := time.NewTimer(s.cfg.AwaitAtMost)
+	defer deadline.Stop()
+	for {
+		s.mu.Lock()
+		missing := s.missing()
+		s.mu.Unlock()
+		if len(missing) == 0 {
+			return nil
+		}
+		select {
+		case <-s.dirty:
+		case <-deadline.C:
+			s.log.Warn("building the first snapshot without some sources", "sources", missing)
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// missing returns the awaited sources that are not synced, sorted. The caller holds mu.
+func (s *Store) missing() []string {
+	out := make([]string, 0, len(s.waiting))
+	for name := range s.waiting {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (s *Store) publish(snap *mesh.Snapshot) {
+	s.out.Lock()
+	defer s.out.Unlock()
+	s.latest = snap
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
