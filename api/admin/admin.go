@@ -1,0 +1,208 @@
+// Package admin is what isthmusd and the operator's tool say to each other: JSON over HTTP on a unix socket that only
+// the operator can open.
+package admin
+
+import "time"
+
+// DefaultSocket is where isthmusd listens for its operator.
+const DefaultSocket = "/run/isthmus/isthmusd.sock"
+
+// Error is the body of every answer that is not 2xx.
+type Error struct {
+	Reason  string `json:"reason"`         // CamelCase, stable
+	Message string `json:"message"`        // one line that names the object
+	Hint    string `json:"hint,omitempty"` // what to do
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Message }
+
+// TokenRequest asks for a join token: POST /v1/tokens.
+type TokenRequest struct {
+	Kind           string            `json:"kind"` // cluster or vm
+	Name           string            `json:"name"` // the one cluster or machine that may join
+	TTL            string            `json:"ttl,omitempty"`
+	AutoApprove    bool              `json:"autoApprove,omitempty"`
+	Namespace      string            `json:"namespace,omitempty"` // these for vm
+	ServiceAccount string            `json:"serviceAccount,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+	Ports          map[string]uint32 `json:"ports,omitempty"`
+	Uses           int               `json:"uses,omitempty"` // 1 unless said otherwise
+}
+
+// TokenReply carries a new token. It is the only place where the secret is ever shown.
+type TokenReply struct {
+	Token   string    `json:"token"`
+	ID      string    `json:"id"`
+	Expires time.Time `json:"expires"`
+}
+
+// Token is one issued token without its secret: GET /v1/tokens, DELETE /v1/tokens/ID.
+type Token struct {
+	ID         string    `json:"id"`
+	Kind       string    `json:"kind"`
+	Name       string    `json:"name"`
+	State      string    `json:"state"` // issued, redeemed, revoked, expired
+	Expires    time.Time `json:"expires"`
+	RedeemedBy string    `json:"redeemedBy,omitempty"`
+	RedeemedAt time.Time `json:"redeemedAt,omitzero"`
+	From       string    `json:"from,omitempty"`
+}
+
+// WorkloadTokenRequest asks for a bound service-account token: POST /v1/workload-tokens.
+type WorkloadTokenRequest struct {
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"serviceAccount"`
+	Pod            string `json:"pod"`
+	TTL            string `json:"ttl,omitempty"`
+}
+
+// JoinRequest redeems a token: POST /v1/join.
+type JoinRequest struct {
+	Token  string `json:"token"`
+	DryRun bool   `json:"dryRun,omitempty"`
+}
+
+// JoinReply says what was joined.
+type JoinReply struct {
+	Issuer  string   `json:"issuer"`  // cluster that issued the token
+	Pending bool     `json:"pending"` // waits for the issuer's operator
+	Members []string `json:"members"` // clusters known now, this one included
+	DryRun  bool     `json:"dryRun,omitempty"`
+}
+
+// Peer is another cluster of the mesh: GET /v1/peers; POST /v1/peers/NAME/approve, POST /v1/peers/NAME/evict.
+type Peer struct {
+	Name        string    `json:"name"`
+	TrustDomain string    `json:"trustDomain"`
+	Topology    string    `json:"topology"`
+	Network     string    `json:"network"`
+	State       string    `json:"state"`     // approved, pending, evicted
+	Freshness   string    `json:"freshness"` // fresh, late, expired
+	LastHeard   time.Time `json:"lastHeard,omitzero"`
+	StaleSince  time.Time `json:"staleSince,omitzero"`
+	Path        string    `json:"path"` // direct ADDRESS, or via CLUSTER, or down
+	Gateways    []string  `json:"gateways"`
+	Services    int       `json:"services"`
+	Endpoints   int       `json:"endpoints"`
+	Epoch       uint64    `json:"epoch"`
+	Seq         uint64    `json:"seq"`
+	Alive       string    `json:"alive"` // gossip's opinion: alive, suspect, dead, unknown
+	Problem     string    `json:"problem,omitempty"`
+}
+
+// Service is one exported or imported service.
+type Service struct {
+	Host      string         `json:"host"`
+	Addresses []string       `json:"addresses"`
+	Ports     []string       `json:"ports"`
+	Endpoints map[string]int `json:"endpoints"` // ready ones by cluster
+}
+
+// Status is one screen of everything: GET /v1/status.
+type Status struct {
+	Cluster     string        `json:"cluster"`
+	TrustDomain string        `json:"trustDomain"`
+	Network     string        `json:"network"`
+	Version     string        `json:"version"`
+	Revision    uint64        `json:"revision"`
+	Ready       bool          `json:"ready"`
+	Gateways    []string      `json:"gateways"`
+	Peers       []Peer        `json:"peers"`
+	Exports     []Service     `json:"exports"`
+	Imports     []Service     `json:"imports"`
+	Proxies     []Proxy       `json:"proxies"`
+	Machines    []Machine     `json:"machines"`
+	Problems    []ProblemLine `json:"problems"`
+}
+
+// ProblemLine is one thing that is wrong.
+type ProblemLine struct {
+	Object  string `json:"object"`
+	Source  string `json:"source,omitempty"`
+	Field   string `json:"field,omitempty"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+	Remedy  string `json:"remedy,omitempty"`
+}
+
+// Proxy is one xDS client: GET /v1/proxies.
+type Proxy struct {
+	Node     string                `json:"node"`
+	Identity string                `json:"identity,omitempty"`
+	Address  string                `json:"address"`
+	Types    map[string]ProxyState `json:"types"` // by short type name: CDS, EDS, LDS, RDS, SDS, ...
+}
+
+// ProxyState says how far one resource type got at one proxy.
+type ProxyState struct {
+	State string `json:"state"` // SYNCED, STALE, NOT SENT, NACK
+	Nack  string `json:"nack,omitempty"`
+}
+
+// Machine is a virtual machine that registered itself.
+type Machine struct {
+	Name      string    `json:"name"`
+	Namespace string    `json:"namespace"`
+	Address   string    `json:"address"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"`
+}
+
+// ExplainRequest asks how a request would travel: POST /v1/explain.
+type ExplainRequest struct {
+	From    string            `json:"from"` // WORKLOAD.NAMESPACE or SERVICE.NAMESPACE
+	URL     string            `json:"url"`
+	Method  string            `json:"method,omitempty"`
+	Headers map[string]string `json:"headers,omitempty"`
+	NoProbe bool              `json:"noProbe,omitempty"` // do not try handshakes
+}
+
+// Explanation is the way of one request.
+type Explanation struct {
+	From      string        `json:"from"`
+	URL       string        `json:"url"`
+	Host      string        `json:"host"`
+	Object    string        `json:"object"`
+	Addresses []string      `json:"addresses"`
+	Port      uint32        `json:"port"`
+	Protocol  string        `json:"protocol"`
+	Route     string        `json:"route"` // VirtualService and rule, or "default"
+	Targets   []Destination `json:"targets"`
+	Problems  []string      `json:"problems,omitempty"`
+}
+
+// Destination is one weighted branch of a route.
+type Destination struct {
+	Host      string             `json:"host"`
+	Subset    string             `json:"subset,omitempty"`
+	Labels    map[string]string  `json:"labels,omitempty"`
+	Weight    uint32             `json:"weight"` // percent
+	Cluster   string             `json:"cluster"`
+	TLS       string             `json:"tls"`
+	Endpoints []ExplainedAddress `json:"endpoints"`
+}
+
+// ExplainedAddress is one endpoint and the way to it.
+type ExplainedAddress struct {
+	Workload  string   `json:"workload"`
+	Cluster   string   `json:"cluster"`
+	Address   string   `json:"address,omitempty"`
+	Via       []string `json:"via,omitempty"` // gateways; empty: direct
+	SNI       string   `json:"sni,omitempty"`
+	Chain     string   `json:"chain,omitempty"` // filter chain at the far gateway
+	Identity  string   `json:"identity"`
+	Freshness string   `json:"freshness"`
+	Ready     bool     `json:"ready"`
+	Handshake *Probe   `json:"handshake,omitempty"`
+}
+
+// Probe is a TLS handshake with the endpoint, made while explaining.
+type Probe struct {
+	At       time.Time `json:"at"`
+	Took     string    `json:"took"`
+	Gateway  string    `json:"gateway,omitempty"`
+	Version  string    `json:"version,omitempty"`
+	Identity string    `json:"identity,omitempty"` // what the far side proved
+	Error    string    `json:"error,omitempty"`
+}

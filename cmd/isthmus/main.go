@@ -1,0 +1,57 @@
+// Command isthmus is the operator's tool: it asks the isthmusd of one cluster, over its unix socket.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/internal/version"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		diag.Print(os.Stderr, "isthmus", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// options are what every command shares.
+type options struct {
+	socket string
+	output string
+}
+
+func (o *options) client() *client { return newClient(o.socket) }
+
+func command() *cobra.Command {
+	o := &options{}
+	root := &cobra.Command{
+		Use:   "isthmus",
+		Short: "Operate a cluster of an Isthmus mesh",
+		Long: `isthmus operates one cluster of an Isthmus mesh through the isthmusd that runs there.
+
+Clusters and machines join the mesh with a token:
+  in a member cluster   isthmus token create --for birch
+  in the new cluster    isthmus join isth1_...
+  to see the result     isthmus peers`,
+		SilenceUsage: true, SilenceErrors: true, Version: version.String(),
+	}
+	socket := os.Getenv("ISTHMUS_SOCKET")
+	if socket == "" {
+		socket = admin.DefaultSocket
+	}
+	root.PersistentFlags().StringVar(&o.socket, "socket", socket, "unix socket of isthmusd (environment: ISTHMUS_SOCKET)")
+	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o))
+	return root
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+)
+
+// Config is isthmusd's configuration file. Fields that are not listed here are refused.
+type Config struct {
+	// Cluster is this cluster's name in the mesh, a DNS label.
+	Cluster string `yaml:"cluster"`
+	// TrustDomain of the cluster's certificates; CLUSTER.mesh unless given.
+	TrustDomain string `yaml:"trustDomain"`
+	// Network the cluster's pods are on; the cluster's name unless given. Clusters on one network reach each other's pods directly.
+	Network string `yaml:"network"`
+	// DataDir keeps keys, records and addresses over restarts.
+	DataDir string `yaml:"dataDir"`
+	// Listen is the one TLS port: xDS, certificates, joins, peers.
+	Listen string `yaml:"listen"`
+	// Advertise are the addresses under which this cluster's gateways and workloads reach Listen.
+	Advertise []string `yaml:"advertise"`
+	// Gateways are the east-west gateways of this cluster as other networks dial them, IP:PORT.
+	Gateways []string `yaml:"gateways"`
+	// Source is where the cluster's objects come from.
+	Source struct {
+		// Dir is a folder of Kubernetes and Istio YAML, watched.
+		Dir string `yaml:"dir"`
+	} `yaml:"source"`
+	// CA is the workload certificate authority.
+	CA struct {
+		// Dir holds ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem; without it a root is made in DataDir.
+		Dir string `yaml:"dir"`
+		// MaxTTL bounds the life of workload certificates.
+		MaxTTL time.Duration `yaml:"maxTTL"`
+	} `yaml:"ca"`
+	// Admin is the operator's way in.
+	Admin struct {
+		Socket string `yaml:"socket"`
+	} `yaml:"admin"`
+	// Metrics is the address of /metrics and /ready over plain HTTP; empty: off.
+	Metrics string `yaml:"metrics"`
+	// XDSPlaintext is a loopback address that serves xDS without authentication; empty: off.
+	XDSPlaintext string `yaml:"xdsPlaintext"`
+	// Federation is about other clusters.
+	Federation struct {
+		// AutoApprove makes every cluster that redeems a token a member without a second word.
+		AutoApprove bool `yaml:"autoApprove"`
+		// LateAfter is the silence after which a peer's endpoints are used only when fresh ones do not suffice. Lowering it reacts sooner and to shorter pauses.
+		LateAfter time.Duration `yaml:"lateAfter"`
+		// Lease is the silence after which a peer's endpoints are dropped where another cluster serves the same host.
+		Lease time.Duration `yaml:"lease"`
+	} `yaml:"federation"`
+	// MachineGrace is how long a machine whose agent was lost without a word stays registered.
+	MachineGrace time.Duration `yaml:"machineGrace"`
+}
+
+// defaultConfig returns what holds where the file is silent.
+func defaultConfig() Config {
+	var c Config
+	c.DataDir = "/var/lib/isthmus"
+	c.Listen = "0.0.0.0:15012"
+	c.Admin.Socket = admin.DefaultSocket
+	c.Metrics = "0.0.0.0:15014"
+	c.CA.MaxTTL = 24 * time.Hour
+	c.Federation.LateAfter = 3 * time.Second
+	c.Federation.Lease = 10 * time.Minute
+	c.MachineGrace = 10 * time.Second
+	return c
+}
+
+// loadConfig reads and checks the file.
+func loadConfig(path string) (Config, error) {
+	c := defaultConfig()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return c, diag.Hint(fmt.Errorf("read the configuration: %w", err), "name the file with --config; docs/guide/isthmusd.md shows one")
+	}
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return c, diag.Hint(fmt.Errorf("configuration %s: %w", path, err), "docs/guide/isthmusd.md lists every field")
+	}
+	if c.TrustDomain == "" {
+		c.TrustDomain = c.Cluster + ".mesh"
+	}
+	if c.Network == "" {
+		c.Network = c.Cluster
+	}
+	if err := c.validate(); err != nil {
+		return c, diag.Hint(fmt.Errorf("configuration %s: %w", path, err), "docs/guide/isthmusd.md lists every field")
+	}
+	return c, nil
+}
+
+var (
+	label  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	domain = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,200}[a-z0-9])?$`)
+)
+
+func (c Config) validate() error {
+	switch {
+	case !label.MatchString(c.Cluster):
+		return fmt.Errorf("cluster: %q is not a DNS label (a-z, 0-9, -)", c.Cluster)
+	case !domain.MatchString(c.TrustDomain):
+		return fmt.Errorf("trustDomain: %q is not a SPIFFE trust domain", c.TrustDomain)
+	case c.Source.Dir == "":
+		return errors.New("source.dir: no folder of objects is named")
+	case c.Federation.Lease <= c.Federation.LateAfter:
+		return fmt.Errorf("federation.lease: %s is not longer than federation.lateAfter, %s", c.Federation.Lease, c.Federation.LateAfter)
+	}
+	for i, g := range c.Gateways {
+		if _, err := netip.ParseAddrPort(g); err != nil {
+			return fmt.Errorf("gateways[%d]: %q is not IP:PORT", i, g)
+		}
+	}
+	for i, a := range c.Advertise {
+		if _, err := netip.ParseAddrPort(a); err != nil {
+			return fmt.Errorf("advertise[%d]: %q is not IP:PORT", i, a)
+		}
+	}
+	if c.XDSPlaintext != "" {
+		host, _, err := net.SplitHostPort(c.XDSPlaintext)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			return fmt.Errorf("xdsPlaintext: %q is not a loopback address; without authentication no other is allowed", c.XDSPlaintext)
+		}
+	}
+	return nil
+}
+
+// addrs reads addresses that validate has checked.
+func addrs(in []string) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, s := range in {
+		if a, err := netip.ParseAddrPort(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// data returns the path of a file in the data directory.
+func (c Config) data(name string) string { return filepath.Join(c.DataDir, name) }
