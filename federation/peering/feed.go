@@ -1,0 +1,118 @@
+package peering
+
+import (
+	"fmt"
+	"sync"
+
+	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
+)
+
+// The resource types of the record stream.
+const (
+	RecordType = "type.googleapis.com/isthmus.federation.v1.Record"
+	DigestType = "type.googleapis.com/isthmus.federation.v1.Digest"
+)
+
+// feed is what one member is served. It implements xds.Feed.
+type feed struct {
+	mu      sync.Mutex
+	set     xds.Set
+	changed chan struct{}
+	records map[*federationv1.Record]*xds.Resource // encoded once
+}
+
+// Latest implements xds.Feed.
+func (f *feed) Latest() (xds.Set, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.set, f.changed
+}
+
+func (f *feed) publish(set xds.Set) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.set = set
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// Feed returns what the member of that trust domain is served; strangers, pending and evicted clusters get an error.
+func (p *Peering) Feed(td mesh.TrustDomain) (xds.Feed, error) {
+	for _, peer := range p.status.Load().Peers {
+		if peer.TrustDomain == td && peer.State == protocol.Approved {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if f := p.feeds[peer.Name]; f != nil {
+				return f, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("cluster of trust domain %s is not a member here", td)
+}
+
+// feed brings the feeds in line with the core's records. It runs in the goroutine of Run, or before it.
+func (p *Peering) feed(peers []protocol.Peer, digests []*federationv1.Digest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	wanted := map[mesh.ClusterID]bool{}
+	for _, peer := range peers {
+		if peer.State != protocol.Approved {
+			continue
+		}
+		wanted[peer.Name] = true
+		f := p.feeds[peer.Name]
+		if f == nil {
+			f = &feed{changed: make(chan struct{})}
+			p.feeds[peer.Name] = f
+		}
+		encoded, named := map[*federationv1.Record]*xds.Resource{}, map[string]*xds.Resource{}
+		for _, r := range p.core.RecordsFor(peer.Name) {
+			x := f.records[r]
+			if x == nil {
+				x = xds.NewResource(protocol.ResourceName(r), r)
+			}
+			if x != nil {
+				encoded[r], named[x.Name] = x, x
+			}
+		}
+		f.records = encoded
+		f.publish(xds.Set{RecordType: named, DigestType: digestSet(digests)})
+	}
+	for name, f := range p.feeds {
+		if !wanted[name] {
+			f.publish(xds.Set{RecordType: {}, DigestType: {}})
+			delete(p.feeds, name)
+		}
+	}
+}
+
+// beat renews the digests in every feed, once for each beat of our own.
+func (p *Peering) beat() {
+	own := p.core.OwnDigest().Beat
+	if own == p.beaten {
+		return
+	}
+	p.beaten = own
+	digests := p.core.Digests()
+	s := *p.status.Load()
+	s.Digests, s.Peers = digests, p.core.Peers()
+	p.status.Store(&s)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range p.feeds {
+		f.publish(xds.Set{RecordType: f.set[RecordType], DigestType: digestSet(digests)})
+	}
+}
+
+func digestSet(digests []*federationv1.Digest) map[string]*xds.Resource {
+	out := make(map[string]*xds.Resource, len(digests))
+	for _, d := range digests {
+		if r := xds.NewResource(d.Origin, d); r != nil {
+			out[d.Origin] = r
+		}
+	}
+	return out
+}

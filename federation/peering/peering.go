@@ -1,0 +1,470 @@
+// Package peering drives the federation core: it owns the one goroutine that steps it, streams signed records to and
+// from other clusters over delta xDS, keeps them on disk and reports what peers export to the store.
+//
+// It decides nothing about records; federation/protocol does. It never deletes what a silent peer said.
+package peering
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
+)
+
+// Log keeps the core's state over restarts: the ledger.
+type Log interface {
+	// Apply writes all of it, durably, or nothing.
+	Apply(persist []*federationv1.Record, remove []protocol.Remove) error
+}
+
+// Config describes one cluster's part in the federation. All fields are needed but Broadcast.
+type Config struct {
+	Core  protocol.Config
+	State protocol.State
+	Log   Log
+	// Snapshots and Exports give what this cluster exports; Cluster is the body of its own cluster record.
+	Snapshots mesh.Snapshots
+	Exports   func(*mesh.Snapshot) []protocol.Statement
+	Cluster   []byte
+	// Imports turns the records of approved members into inputs, one for each origin, and into trust.
+	Imports func(records []*federationv1.Record, peers []protocol.Peer, since func(mesh.ClusterID) time.Time) (map[mesh.ClusterID]mesh.Input, []mesh.Problem)
+	// Sink takes those inputs.
+	Sink mesh.Sink
+	// Trust is told the roots of every approved member, and what is no longer trusted by its absence.
+	Trust func(map[mesh.TrustDomain][]byte)
+	// TLS gives the client configuration for the record stream of a member.
+	TLS func(mesh.TrustDomain) *tls.Config
+	// Broadcast offers a packet to gossip.
+	Broadcast func(key string, b []byte)
+	Logger    *slog.Logger
+	Reg       prometheus.Registerer
+}
+
+// Peering is the driver.
+type Peering struct {
+	cfg     Config
+	start   time.Time
+	events  chan protocol.Event
+	calls   chan func(now time.Duration)
+	status  atomic.Pointer[Status]
+	rejects *prometheus.CounterVec
+	ended   chan struct{}
+
+	// The rest belongs to the goroutine of Run.
+	core    *protocol.Core
+	links   map[mesh.ClusterID]*link
+	given   map[mesh.ClusterID]bool // origins whose input the sink has
+	trusted map[mesh.TrustDomain][]byte
+	stale   map[mesh.ClusterID]time.Time
+	beaten  uint64 // the own beat last served
+
+	mu    sync.Mutex
+	feeds map[mesh.ClusterID]*feed
+}
+
+// Status is what operators see.
+type Status struct {
+	Peers    []protocol.Peer
+	Start    time.Time                    // zero of Peer.LastHeard
+	Stale    map[mesh.ClusterID]time.Time // since when a peer that is not fresh was last heard
+	Gateways map[mesh.ClusterID]string    // gateway that carries the record stream now
+	Problems []mesh.Problem
+	Digests  []*federationv1.Digest
+}
+
+// errEnded is returned by calls after Run has ended.
+var errEnded = errors.New("the federation is shutting down")
+
+// New loads the core; nothing runs until Run.
+func New(cfg Config) (*Peering, error) {
+	if err := cfg.Core.Validate(); err != nil {
+		return nil, fmt.Errorf("federation: %w", err)
+	}
+	p := &Peering{
+		cfg: cfg, start: time.Now(), events: make(chan protocol.Event, 1024), calls: make(chan func(time.Duration)), ended: make(chan struct{}),
+		links: map[mesh.ClusterID]*link{}, given: map[mesh.ClusterID]bool{}, stale: map[mesh.ClusterID]time.Time{}, feeds: map[mesh.ClusterID]*feed{},
+		rejects: promauto.With(cfg.Reg).NewCounterVec(prometheus.CounterOpts{
+			Namespace: "isthmus", Subsystem: "peering", Name: "rejected_total", Help: "Records and statements that were not taken, by reason.",
+		}, []string{"reason"}),
+	}
+	p.core = protocol.New(cfg.Core, cfg.State)
+	p.publish(true)
+	return p, nil
+}
+
+// Status returns the newest status; its values must not be changed.
+func (p *Peering) Status() *Status { return p.status.Load() }
+
+// Run steps the core until ctx ends. It returns an error when the ledger cannot be written.
+func (p *Peering) Run(ctx context.Context) error {
+	defer close(p.ended)
+	defer p.stopLinks()
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	if err := p.step(ctx, protocol.Tick{}); err != nil {
+		return err
+	}
+	snap, changed := p.cfg.Snapshots.Latest()
+	for declared := false; ; {
+		if !declared {
+			declared = true
+			if snap != nil {
+				if err := p.step(ctx, p.declaration(snap)); err != nil {
+					return err
+				}
+			}
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			err = p.step(ctx, protocol.Tick{})
+			p.beat()
+		case ev := <-p.events:
+			err = p.step(ctx, p.more(ev)...)
+		case call := <-p.calls:
+			call(time.Since(p.start))
+			err = p.step(ctx, protocol.Tick{})
+		case <-changed:
+			snap, changed = p.cfg.Snapshots.Latest()
+			declared = false
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// more takes what else is waiting, so that a burst of records is one transaction and one snapshot.
+func (p *Peering) more(first protocol.Event) []protocol.Event {
+	out := []protocol.Event{first}
+	for len(out) < 512 {
+		select {
+		case ev := <-p.events:
+			out = append(out, ev)
+		default:
+			return out
+		}
+	}
+	return out
+}
+
+func (p *Peering) declaration(snap *mesh.Snapshot) protocol.Declare {
+	return protocol.Declare{Statements: append(p.cfg.Exports(snap), protocol.Statement{Kind: protocol.KindCluster, Body: p.cfg.Cluster})}
+}
+
+// step feeds events to the core and does what it asks.
+func (p *Peering) step(ctx context.Context, events ...protocol.Event) error {
+	var actions []protocol.Action
+	now := time.Since(p.start)
+	for _, ev := range events {
+		actions = append(actions, p.core.Step(now, ev)...)
+	}
+	return p.act(ctx, actions)
+}
+
+func (p *Peering) act(ctx context.Context, actions []protocol.Action) error {
+	var persist []*federationv1.Record
+	var remove []protocol.Remove
+	var changed, touched bool // records or freshness; anything else that is shown
+	for _, a := range actions {
+		switch a := a.(type) {
+		case protocol.Persist:
+			persist, changed = append(persist, a.Record), true
+		case protocol.Remove:
+			remove, changed = append(remove, a), true
+		case protocol.Broadcast:
+			p.broadcast(a.Record)
+		case protocol.Connect:
+			p.connect(ctx, a)
+			touched = true
+		case protocol.Disconnect:
+			p.disconnect(a.Peer)
+			touched = true
+		case protocol.Resync:
+			if l := p.links[a.Peer]; l != nil {
+				l.restart(ctx)
+			}
+		case protocol.FreshnessChanged:
+			p.freshness(a)
+			changed = true
+		case protocol.Reject:
+			p.rejects.WithLabelValues(a.Reason).Inc()
+			p.cfg.Logger.Warn("record not taken", "peer", a.From, "record", a.Record, "reason", a.Reason, "err", a.Message)
+			touched = true
+		}
+	}
+	if len(persist)+len(remove) > 0 {
+		if err := p.cfg.Log.Apply(persist, remove); err != nil {
+			return fmt.Errorf("federation: keep %d records: %w", len(persist), err)
+		}
+	}
+	if changed || touched {
+		p.publish(changed)
+	}
+	return nil
+}
+
+func (p *Peering) freshness(a protocol.FreshnessChanged) {
+	if a.Freshness == mesh.Fresh {
+		delete(p.stale, a.Origin)
+		p.cfg.Logger.Info("peer is fresh again", "peer", a.Origin)
+		return
+	}
+	p.stale[a.Origin] = p.start.Add(a.Since)
+	p.cfg.Logger.Warn("peer was not heard", "peer", a.Origin, "state", a.Freshness.String(), "since", p.stale[a.Origin])
+}
+
+// publish brings the status in line with the core, and with records also the sink, the trust and the feeds.
+func (p *Peering) publish(records bool) {
+	peers := p.core.Peers()
+	s := &Status{Peers: peers, Start: p.start, Stale: map[mesh.ClusterID]time.Time{}, Gateways: map[mesh.ClusterID]string{}, Digests: p.core.Digests()}
+	for id, at := range p.stale {
+		s.Stale[id] = at
+	}
+	for id, l := range p.links {
+		s.Gateways[id] = l.gateway()
+	}
+	if old := p.status.Load(); old != nil {
+		s.Problems = old.Problems
+	}
+	if records {
+		inputs, problems := p.cfg.Imports(p.core.Records(), peers, func(id mesh.ClusterID) time.Time { return p.stale[id] })
+		for id := range p.given {
+			if _, still := inputs[id]; !still {
+				p.cfg.Sink.Forget(string(id))
+				delete(p.given, id)
+			}
+		}
+		for id, in := range inputs {
+			p.cfg.Sink.Report(string(id), in)
+			p.given[id] = true
+		}
+		s.Problems = problems
+		p.trust(peers)
+		p.feed(peers, s.Digests)
+	}
+	p.status.Store(s)
+}
+
+// trust hands over the roots of approved members when they changed.
+func (p *Peering) trust(peers []protocol.Peer) {
+	roots := map[mesh.TrustDomain][]byte{}
+	for _, peer := range peers {
+		if peer.State == protocol.Approved && peer.Cluster != nil {
+			roots[peer.TrustDomain] = peer.Cluster.Bundle
+		}
+	}
+	same := p.trusted != nil && len(roots) == len(p.trusted)
+	for td, pem := range roots {
+		same = same && bytes.Equal(p.trusted[td], pem)
+	}
+	if !same {
+		p.trusted = roots
+		p.cfg.Trust(roots)
+	}
+}
+
+func (p *Peering) broadcast(r *federationv1.Record) {
+	var b bytes.Buffer
+	if _, err := protodelim.MarshalTo(&b, r); err == nil && p.cfg.Broadcast != nil {
+		p.cfg.Broadcast(protocol.ResourceName(r), b.Bytes())
+	}
+}
+
+// OnPacket takes a gossip broadcast: one record. It drops it when the core is behind; streams bring it again.
+func (p *Peering) OnPacket(b []byte) {
+	r := new(federationv1.Record)
+	if len(b) > 2*protocol.MaxBroadcast || protodelim.UnmarshalFrom(bytes.NewReader(b), r) != nil || protocol.Validate(r) != nil {
+		return
+	}
+	p.offer(protocol.Received{Way: protocol.Gossip, Record: r})
+}
+
+// GossipState returns our digests for a member that exchanges states over gossip.
+func (p *Peering) GossipState() []byte {
+	var b bytes.Buffer
+	for _, d := range p.status.Load().Digests {
+		if _, err := protodelim.MarshalTo(&b, d); err != nil || b.Len() > 1<<20 {
+			break
+		}
+	}
+	return b.Bytes()
+}
+
+// OnGossipState takes what a member said there. Who said it is not proven, so it counts as hearsay.
+func (p *Peering) OnGossipState(b []byte) {
+	r := bytes.NewReader(b)
+	for n := 0; r.Len() > 0 && n < 10000; n++ {
+		d := new(federationv1.Digest)
+		if (protodelim.UnmarshalOptions{MaxSize: 4096}).UnmarshalFrom(r, d) != nil {
+			return
+		}
+		p.offer(protocol.Heard{Origin: mesh.ClusterID(d.Origin), Digest: d})
+	}
+}
+
+// OnMember takes gossip's opinion on a member.
+func (p *Peering) OnMember(name string, alive bool) {
+	if !alive {
+		p.offer(protocol.MemberDead{Name: mesh.ClusterID(name)})
+	}
+}
+
+// Members returns the names of approved members, for gossip.
+func (p *Peering) Members() []string {
+	var out []string
+	for _, peer := range p.status.Load().Peers {
+		if peer.State == protocol.Approved {
+			out = append(out, string(peer.Name))
+		}
+	}
+	return out
+}
+
+// Gateways returns where an approved member is dialled, and its trust domain.
+func (p *Peering) Gateways(name string) ([]netip.AddrPort, mesh.TrustDomain) {
+	for _, peer := range p.status.Load().Peers {
+		if string(peer.Name) == name && peer.State == protocol.Approved && peer.Cluster != nil {
+			return addresses(peer.Cluster.Gateways), peer.TrustDomain
+		}
+	}
+	return nil, ""
+}
+
+func addresses(in []string) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, s := range in {
+		if a, err := netip.ParseAddrPort(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// offer hands an event over unless the core is behind.
+func (p *Peering) offer(ev protocol.Event) {
+	select {
+	case p.events <- ev:
+	default:
+	}
+}
+
+// send hands an event over and waits for room: a stream is slowed down, not cut.
+func (p *Peering) send(ctx context.Context, ev protocol.Event) {
+	select {
+	case p.events <- ev:
+	case <-ctx.Done():
+	case <-p.ended:
+	}
+}
+
+// call runs f between two steps and returns its error.
+func (p *Peering) call(ctx context.Context, f func(now time.Duration) error) error {
+	result := make(chan error, 1)
+	select {
+	case p.calls <- func(now time.Duration) { result <- f(now) }:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.ended:
+		return errEnded
+	}
+	return <-result
+}
+
+// change steps one event and reports the first refusal it met as an error.
+func (p *Peering) change(ctx context.Context, check func() error, ev protocol.Event) error {
+	return p.call(ctx, func(now time.Duration) error {
+		if check != nil {
+			if err := check(); err != nil {
+				return err
+			}
+		}
+		actions := p.core.Step(now, ev)
+		var refusal error
+		for _, a := range actions {
+			if r, ok := a.(protocol.Reject); ok && refusal == nil {
+				refusal = &protocol.Refusal{Reason: r.Reason, Message: r.Message}
+			}
+		}
+		if err := p.act(ctx, actions); err != nil {
+			return err
+		}
+		return refusal
+	})
+}
+
+// Admit makes a cluster that redeemed our token a member, or lets it wait. It returns the records the joiner needs.
+func (p *Peering) Admit(ctx context.Context, m *federationv1.Member, cluster *federationv1.Record, pending bool) ([]*federationv1.Record, bool, error) {
+	err := p.change(ctx, func() error { return p.core.CanAdmit(m) }, protocol.Admit{Member: m, ClusterRecord: cluster, Pending: pending})
+	if err != nil {
+		return nil, false, err
+	}
+	var records []*federationv1.Record
+	waits := false
+	err = p.call(ctx, func(time.Duration) error {
+		for _, peer := range p.core.Peers() {
+			waits = waits || string(peer.Name) == m.Name && peer.State == protocol.Pending
+		}
+		var others []*federationv1.Record
+		for _, r := range p.core.Records() {
+			switch own := r.Origin == string(p.cfg.Core.Name); {
+			case r.Kind != protocol.KindCluster && r.Kind != protocol.KindMember, waits && (!own || r.Kind == protocol.KindMember):
+			case own:
+				records = append(records, r)
+			default:
+				others = append(others, r)
+			}
+		}
+		records = append(records, others...) // the issuer's own first: they introduce the others
+		return nil
+	})
+	return records, waits, err
+}
+
+// Joined takes what the issuer of a redeemed token told us.
+func (p *Peering) Joined(ctx context.Context, records []*federationv1.Record) error {
+	return p.change(ctx, nil, protocol.Joined{Records: records})
+}
+
+// Approve makes a pending cluster a member.
+func (p *Peering) Approve(ctx context.Context, name string) error {
+	return p.change(ctx, nil, protocol.Approve{Name: mesh.ClusterID(name)})
+}
+
+// Evict puts a cluster out.
+func (p *Peering) Evict(ctx context.Context, name string) error {
+	return p.change(ctx, nil, protocol.Evict{Name: mesh.ClusterID(name)})
+}
+
+// OwnRecord returns the local cluster's signed cluster record, for a join request.
+func (p *Peering) OwnRecord(ctx context.Context) (*federationv1.Record, error) {
+	var own *federationv1.Record
+	err := p.call(ctx, func(time.Duration) error {
+		for _, r := range p.core.Records() {
+			if r.Origin == string(p.cfg.Core.Name) && r.Kind == protocol.KindCluster {
+				own = r
+			}
+		}
+		if own == nil {
+			return errors.New("this cluster's own record is not made yet: its first snapshot is still being built")
+		}
+		return nil
+	})
+	return own, err
+}
