@@ -103,6 +103,7 @@ func New(cfg Config) (*Peering, error) {
 	}
 	p.core = protocol.New(cfg.Core, cfg.State)
 	p.publish(true)
+	cfg.Sink.Synced() // what was kept is there before the first snapshot: a restart takes nothing away
 	return p, nil
 }
 

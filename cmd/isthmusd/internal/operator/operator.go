@@ -1,0 +1,190 @@
+// Package operator answers the operator's tool over a unix socket.
+package operator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/federation/peering"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
+	"github.com/isthmus-mesh/isthmus/federation/token"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+)
+
+// maxBody bounds a request.
+const maxBody = 1 << 20
+
+// Config is what the answers are made from.
+type Config struct {
+	Socket    string
+	Version   string
+	Local     *mesh.Cluster
+	Snapshots mesh.Snapshots
+	Peering   *peering.Peering
+	Alive     func() map[string]string // gossip's opinion by member
+	Proxies   func() []xds.ClientStatus
+	Machines  func() []workload.State
+	Problems  func() []mesh.Problem // found while translating
+	Grants    *token.Grants
+	// IssueToken, Join and MintWorkload do what the operator asked for.
+	IssueToken   func(context.Context, admin.TokenRequest) (admin.TokenReply, error)
+	Join         func(context.Context, admin.JoinRequest) (admin.JoinReply, error)
+	MintWorkload func(admin.WorkloadTokenRequest) (admin.TokenReply, error)
+	// Probe tries a TLS handshake with an endpoint through one of the addresses.
+	Probe func(ctx context.Context, addrs []string, serverName string) admin.Probe
+	Log   *slog.Logger
+}
+
+// Server is the operator's way in.
+type Server struct {
+	cfg      Config
+	listener net.Listener
+}
+
+// Listen opens the socket, only for the user that isthmusd runs as.
+func Listen(cfg Config) (*Server, error) {
+	if err := os.MkdirAll(filepath.Dir(cfg.Socket), 0o700); err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	if conn, err := net.Dial("unix", cfg.Socket); err == nil {
+		conn.Close()
+		return nil, diag.Hint(fmt.Errorf("admin socket %s: another isthmusd listens there", cfg.Socket), "end the other one, or give this one another admin.socket and dataDir")
+	}
+	if err := os.Remove(cfg.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	l, err := net.Listen("unix", cfg.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	if err := os.Chmod(cfg.Socket, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	return &Server{cfg: cfg, listener: l}, nil
+}
+
+// Run answers until ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(s.listener) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("admin socket %s: %w", s.cfg.Socket, err)
+	case <-ctx.Done():
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = srv.Shutdown(grace)
+		<-done
+		return nil
+	}
+}
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/tokens", take(s.cfg.IssueToken))
+	mux.HandleFunc("GET /v1/tokens", give(s.tokens))
+	mux.HandleFunc("DELETE /v1/tokens/{id}", give(s.revoke))
+	mux.HandleFunc("POST /v1/workload-tokens", take(func(_ context.Context, r admin.WorkloadTokenRequest) (admin.TokenReply, error) {
+		return s.cfg.MintWorkload(r)
+	}))
+	mux.HandleFunc("POST /v1/join", take(s.cfg.Join))
+	mux.HandleFunc("GET /v1/peers", give(func(*http.Request) ([]admin.Peer, error) { return s.peers(), nil }))
+	mux.HandleFunc("POST /v1/peers/{name}/approve", give(func(r *http.Request) (struct{}, error) {
+		return struct{}{}, s.cfg.Peering.Approve(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("POST /v1/peers/{name}/evict", give(func(r *http.Request) (struct{}, error) {
+		return struct{}{}, s.cfg.Peering.Evict(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("GET /v1/status", give(s.status))
+	mux.HandleFunc("GET /v1/proxies", give(func(*http.Request) ([]admin.Proxy, error) { return s.proxies(), nil }))
+	mux.HandleFunc("POST /v1/explain", take(s.explain))
+	return mux
+}
+
+// take answers a request with a JSON body.
+func take[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var in In
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&in); err != nil {
+			fail(w, http.StatusBadRequest, &admin.Error{Reason: "BadRequest", Message: "read the request: " + err.Error()})
+			return
+		}
+		out, err := f(r.Context(), in)
+		answer(w, out, err)
+	}
+}
+
+// give answers a request without a body.
+func give[Out any](f func(*http.Request) (Out, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		out, err := f(r)
+		answer(w, out, err)
+	}
+}
+
+func answer(w http.ResponseWriter, out any, err error) {
+	if err == nil {
+		w.Header().Set("content-type", "application/json")
+		_ = json.NewEncoder(w).Encode(out)
+		return
+	}
+	e := &admin.Error{Reason: "Failed", Message: err.Error(), Hint: diag.HintOf(err)}
+	var refused *token.Refused
+	var refusal *protocol.Refusal
+	switch {
+	case errors.As(err, &refused):
+		e.Reason = refused.Reason
+	case errors.As(err, &refusal):
+		e.Reason, e.Message = refusal.Reason, refusal.Message
+	}
+	fail(w, http.StatusUnprocessableEntity, e)
+}
+
+func fail(w http.ResponseWriter, code int, e *admin.Error) {
+	w.Header().Set("content-type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(e)
+}
+
+func (s *Server) tokens(*http.Request) ([]admin.Token, error) {
+	grants, err := s.cfg.Grants.List()
+	out := []admin.Token{}
+	now := time.Now()
+	for _, g := range grants {
+		t := admin.Token{ID: g.ID, Kind: string(g.Kind), Name: g.Subject, State: string(g.State(now)), Expires: g.Expires}
+		if n := len(g.Redemptions); n > 0 {
+			r := g.Redemptions[n-1]
+			t.RedeemedBy, t.RedeemedAt, t.From = r.Name, r.At, r.From
+		}
+		out = append(out, t)
+	}
+	if err != nil {
+		s.cfg.Log.Error("some tokens cannot be read", "part", "operator", "err", err)
+	}
+	return out, nil
+}
+
+func (s *Server) revoke(r *http.Request) (struct{}, error) {
+	_, err := s.cfg.Grants.Revoke(r.Context(), r.PathValue("id"), "operator", time.Now())
+	if errors.Is(err, token.ErrNoGrant) {
+		err = diag.Hint(fmt.Errorf("token %s: %w", r.PathValue("id"), err), "isthmus token list shows those that are")
+	}
+	return struct{}{}, err
+}

@@ -1,0 +1,225 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/discovery/explain"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/topologies"
+)
+
+func (s *Server) peers() []admin.Peer {
+	st := s.cfg.Peering.Status()
+	alive := s.cfg.Alive()
+	endpoints := map[mesh.ClusterID]int{}
+	if snap, _ := s.cfg.Snapshots.Latest(); snap != nil {
+		for _, i := range snap.Imports {
+			endpoints[i.Cluster] += len(i.Endpoints)
+		}
+	}
+	out := []admin.Peer{}
+	for _, p := range st.Peers {
+		x := admin.Peer{
+			Name: string(p.Name), TrustDomain: string(p.TrustDomain), State: string(p.State), Freshness: p.Freshness.String(),
+			Path: cmp.Or(p.Path, "down"), Services: p.Services, Endpoints: endpoints[p.Name], Epoch: p.Epoch, Seq: p.Seq,
+			Alive: cmp.Or(alive[string(p.Name)], "unknown"), Problem: p.LastProblem, StaleSince: st.Stale[p.Name], Gateways: []string{},
+		}
+		if p.Heard {
+			x.LastHeard = st.Start.Add(p.LastHeard)
+		}
+		if p.Path == "direct" {
+			x.Path = "direct " + st.Gateways[p.Name]
+		}
+		if p.Cluster != nil {
+			x.Gateways, x.Network = p.Cluster.Gateways, p.Cluster.Network
+			x.Topology = string(topologies.Between(s.cfg.Local, &mesh.Cluster{TrustDomain: p.TrustDomain, Network: mesh.NetworkID(p.Cluster.Network)}))
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+func (s *Server) status(*http.Request) (admin.Status, error) {
+	l := s.cfg.Local
+	out := admin.Status{
+		Cluster: string(l.ID), TrustDomain: string(l.TrustDomain), Network: string(l.Network), Version: s.cfg.Version,
+		Gateways: []string{}, Peers: s.peers(), Exports: []admin.Service{}, Imports: []admin.Service{}, Proxies: s.proxies(), Machines: []admin.Machine{}, Problems: []admin.ProblemLine{},
+	}
+	for _, g := range l.Gateways {
+		out.Gateways = append(out.Gateways, g.String())
+	}
+	for _, m := range s.cfg.Machines() {
+		out.Machines = append(out.Machines, admin.Machine{Name: m.Name, Namespace: m.Namespace, Address: strings.Join(m.Addresses, ","), Connected: m.Connected, Since: m.Since})
+	}
+	snap, _ := s.cfg.Snapshots.Latest()
+	if snap == nil {
+		return out, nil
+	}
+	out.Ready, out.Revision = true, snap.Revision
+	imported := map[string]bool{}
+	for _, i := range snap.Imports {
+		imported[mesh.GlobalHost(i.Name, i.Namespace)] = true
+	}
+	for _, svc := range snap.Services {
+		if svc.Exported {
+			out.Exports = append(out.Exports, line(svc))
+		}
+		if imported[svc.Host] {
+			out.Imports = append(out.Imports, line(svc))
+		}
+	}
+	problems := slices.Concat(snap.Problems, s.cfg.Problems(), s.cfg.Peering.Status().Problems)
+	slices.SortFunc(problems, func(a, b mesh.Problem) int { return strings.Compare(a.String(), b.String()) })
+	for _, p := range slices.Compact(problems) {
+		out.Problems = append(out.Problems, admin.ProblemLine{Object: p.Object.String(), Source: p.Object.Source, Field: p.Field, Reason: p.Reason, Message: p.Message, Remedy: p.Remedy})
+	}
+	for _, p := range out.Peers {
+		if p.Problem != "" && p.State == string(protocol.Approved) {
+			out.Problems = append(out.Problems, admin.ProblemLine{Object: "Peer/" + p.Name, Reason: "RecordRejected", Message: p.Problem, Remedy: "isthmus peer show " + p.Name})
+		}
+	}
+	return out, nil
+}
+
+func line(svc *mesh.Service) admin.Service {
+	out := admin.Service{Host: svc.Host, Addresses: []string{}, Ports: []string{}, Endpoints: map[string]int{}}
+	for _, a := range svc.VIPs {
+		out.Addresses = append(out.Addresses, a.String())
+	}
+	for _, p := range svc.Ports {
+		out.Ports = append(out.Ports, fmt.Sprintf("%d/%s", p.Number, p.Protocol))
+	}
+	for _, e := range svc.Endpoints {
+		if e.Ready {
+			out.Endpoints[string(e.Cluster)]++
+		}
+	}
+	return out
+}
+
+var shortTypes = map[string]string{
+	xds.ClusterType: "CDS", xds.EndpointType: "EDS", xds.ListenerType: "LDS", xds.RouteType: "RDS", xds.SecretType: "SDS",
+}
+
+func (s *Server) proxies() []admin.Proxy {
+	out := []admin.Proxy{}
+	for _, c := range s.cfg.Proxies() {
+		if strings.HasPrefix(c.Node.GetId(), "peer~") {
+			continue // listed as peers
+		}
+		p := admin.Proxy{Node: c.Node.GetId(), Identity: c.Identity, Address: c.Addr, Types: map[string]admin.ProxyState{}}
+		for _, t := range c.Types {
+			name := shortTypes[t.TypeURL]
+			if name == "" {
+				name = t.TypeURL[strings.LastIndexByte(t.TypeURL, '.')+1:]
+			}
+			state := admin.ProxyState{State: "STALE", Nack: t.Nack}
+			switch {
+			case t.Nack != "":
+				state.State = "NACK"
+			case t.Sent == "":
+				state.State = "NOT SENT"
+			case t.Acked == t.Sent:
+				state.State = "SYNCED"
+			}
+			p.Types[name] = state
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// probeTimeout bounds all handshakes of one explanation together.
+const probeTimeout = 3 * time.Second
+
+func (s *Server) explain(ctx context.Context, r admin.ExplainRequest) (admin.Explanation, error) {
+	snap, _ := s.cfg.Snapshots.Latest()
+	if snap == nil {
+		return admin.Explanation{}, diag.Hint(fmt.Errorf("nothing is known yet: the first snapshot is still being built"), "isthmus status says what is missing")
+	}
+	headers := map[string]string{}
+	for k, v := range r.Headers {
+		headers[strings.ToLower(k)] = v
+	}
+	way, err := explain.Explain(snap, explain.Request{From: r.From, URL: r.URL, Method: r.Method, Headers: headers})
+	if err != nil {
+		return admin.Explanation{}, diag.Hint(err, "isthmus status lists the exports and imports known here")
+	}
+	out := admin.Explanation{
+		From: way.From.Object.String(), URL: r.URL, Host: way.Service.Host, Object: way.Service.Object.String(), Port: way.Port.Number,
+		Protocol: string(way.Port.Protocol), Route: way.Route, Addresses: line(way.Service).Addresses, Targets: []admin.Destination{},
+	}
+	for _, t := range way.Targets {
+		d := admin.Destination{
+			Host: t.Service.Host, Subset: t.Subset, Labels: t.Labels, Weight: t.Weight, TLS: "mutual TLS where the endpoint has a proxy",
+			Cluster: fmt.Sprintf("outbound|%d|%s|%s", t.Port.Number, t.Subset, t.Service.Host), Endpoints: []admin.ExplainedAddress{},
+		}
+		for _, h := range t.Hops {
+			x := admin.ExplainedAddress{
+				Workload: h.Endpoint.Workload, Cluster: string(h.Endpoint.Cluster), SNI: h.SNI, Chain: h.Chain, Identity: h.Endpoint.Identity,
+				Freshness: h.Endpoint.Freshness.String(), Ready: h.Endpoint.Ready,
+			}
+			if h.Path.Direct {
+				x.Address = h.Endpoint.Address
+				if h.Address.IsValid() {
+					x.Address = h.Address.String()
+				}
+			}
+			for _, g := range h.Path.Via {
+				x.Via = append(x.Via, g.String())
+			}
+			if !h.Path.Reachable() {
+				out.Problems = append(out.Problems, fmt.Sprintf("%s in %s cannot be reached: cluster %s has no gateway, or the workload no mutual TLS", x.Workload, x.Cluster, x.Cluster))
+			}
+			d.Endpoints = append(d.Endpoints, x)
+		}
+		out.Targets = append(out.Targets, d)
+	}
+	for _, p := range slices.Concat(snap.Problems, s.cfg.Problems()) {
+		if strings.Contains(p.Message, way.Service.Host) || p.Object == way.Service.Object {
+			out.Problems = append(out.Problems, p.String())
+		}
+	}
+	if !r.NoProbe {
+		s.probe(ctx, out.Targets)
+	}
+	return out, nil
+}
+
+// probe tries a handshake on every way at once.
+func (s *Server) probe(ctx context.Context, targets []admin.Destination) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 16)
+	for i := range targets {
+		for j := range targets[i].Endpoints {
+			x := &targets[i].Endpoints[j]
+			addrs := x.Via
+			if x.Address != "" {
+				addrs = []string{x.Address}
+			}
+			if x.SNI == "" || len(addrs) == 0 {
+				continue
+			}
+			wg.Go(func() {
+				slots <- struct{}{}
+				defer func() { <-slots }()
+				p := s.cfg.Probe(ctx, addrs, x.SNI)
+				x.Handshake = &p
+			})
+		}
+	}
+	wg.Wait()
+}
