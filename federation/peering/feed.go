@@ -3,6 +3,7 @@ package peering
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -15,6 +16,10 @@ const (
 	RecordType = "type.googleapis.com/isthmus.federation.v1.Record"
 	DigestType = "type.googleapis.com/isthmus.federation.v1.Digest"
 )
+
+// heardEvery is after how many beats it is kept on disk when peers were last heard. More often costs writes, less
+// often makes the age of a peer that is away less exact after a restart.
+const heardEvery = 10
 
 // feed is what one member is served. It implements xds.Feed.
 type feed struct {
@@ -100,6 +105,17 @@ func (p *Peering) beat() {
 	s := *p.status.Load()
 	s.Digests, s.Peers = digests, p.core.Peers()
 	p.status.Store(&s)
+	if own%heardEvery == 0 {
+		heard := map[mesh.ClusterID]time.Time{}
+		for _, peer := range s.Peers {
+			if peer.Heard {
+				heard[peer.Name] = p.start.Add(peer.LastHeard)
+			}
+		}
+		if err := p.cfg.Log.Heard(heard); err != nil {
+			p.cfg.Logger.Error("last beats not kept", "part", "peering", "err", err)
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, f := range p.feeds {

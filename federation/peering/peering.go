@@ -22,13 +22,16 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/policy"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 )
 
 // Log keeps the core's state over restarts: the ledger.
 type Log interface {
-	// Apply writes all of it, durably, or nothing.
-	Apply(persist []*federationv1.Record, remove []protocol.Remove) error
+	// Commit writes the Persist and Remove actions in one transaction, durably, or nothing.
+	Commit(actions []protocol.Action) error
+	// Heard notes when each origin was last heard.
+	Heard(map[mesh.ClusterID]time.Time) error
 }
 
 // Config describes one cluster's part in the federation. All fields are needed but Broadcast.
@@ -36,13 +39,13 @@ type Config struct {
 	Core  protocol.Config
 	State protocol.State
 	Log   Log
-	// Snapshots and Exports give what this cluster exports; Cluster is the body of its own cluster record.
+	// Local is this cluster; its record is made from it.
+	Local *mesh.Cluster
+	// Snapshots give what this cluster exports.
 	Snapshots mesh.Snapshots
-	Exports   func(*mesh.Snapshot) []protocol.Statement
-	Cluster   []byte
-	// Imports turns the records of approved members into inputs, one for each origin, and into trust.
-	Imports func(records []*federationv1.Record, peers []protocol.Peer, since func(mesh.ClusterID) time.Time) (map[mesh.ClusterID]mesh.Input, []mesh.Problem)
-	// Sink takes those inputs.
+	// Policy steers what is believed of peers.
+	Policy policy.Options
+	// Sink takes what the members export, one input for each.
 	Sink mesh.Sink
 	// Trust is told the roots of every approved member, and what is no longer trusted by its absence.
 	Trust func(map[mesh.TrustDomain][]byte)
@@ -82,7 +85,6 @@ type Status struct {
 	Start    time.Time                    // zero of Peer.LastHeard
 	Stale    map[mesh.ClusterID]time.Time // since when a peer that is not fresh was last heard
 	Gateways map[mesh.ClusterID]string    // gateway that carries the record stream now
-	Problems []mesh.Problem
 	Digests  []*federationv1.Digest
 }
 
@@ -166,7 +168,8 @@ func (p *Peering) more(first protocol.Event) []protocol.Event {
 }
 
 func (p *Peering) declaration(snap *mesh.Snapshot) protocol.Declare {
-	return protocol.Declare{Statements: append(p.cfg.Exports(snap), protocol.Statement{Kind: protocol.KindCluster, Body: p.cfg.Cluster})}
+	own := policy.ClusterStatement(p.cfg.Local, p.cfg.Core.PublicKey, []string{"pod-sni"})
+	return protocol.Declare{Statements: append(policy.Exports(snap), own)}
 }
 
 // step feeds events to the core and does what it asks.
@@ -180,15 +183,14 @@ func (p *Peering) step(ctx context.Context, events ...protocol.Event) error {
 }
 
 func (p *Peering) act(ctx context.Context, actions []protocol.Action) error {
-	var persist []*federationv1.Record
-	var remove []protocol.Remove
+	if err := p.cfg.Log.Commit(actions); err != nil {
+		return fmt.Errorf("federation: %w", err)
+	}
 	var changed, touched bool // records or freshness; anything else that is shown
 	for _, a := range actions {
 		switch a := a.(type) {
-		case protocol.Persist:
-			persist, changed = append(persist, a.Record), true
-		case protocol.Remove:
-			remove, changed = append(remove, a), true
+		case protocol.Persist, protocol.Remove:
+			changed = true
 		case protocol.Broadcast:
 			p.broadcast(a.Record)
 		case protocol.Connect:
@@ -208,11 +210,6 @@ func (p *Peering) act(ctx context.Context, actions []protocol.Action) error {
 			p.rejects.WithLabelValues(a.Reason).Inc()
 			p.cfg.Logger.Warn("record not taken", "peer", a.From, "record", a.Record, "reason", a.Reason, "err", a.Message)
 			touched = true
-		}
-	}
-	if len(persist)+len(remove) > 0 {
-		if err := p.cfg.Log.Apply(persist, remove); err != nil {
-			return fmt.Errorf("federation: keep %d records: %w", len(persist), err)
 		}
 	}
 	if changed || touched {
@@ -241,26 +238,34 @@ func (p *Peering) publish(records bool) {
 	for id, l := range p.links {
 		s.Gateways[id] = l.gateway()
 	}
-	if old := p.status.Load(); old != nil {
-		s.Problems = old.Problems
-	}
 	if records {
-		inputs, problems := p.cfg.Imports(p.core.Records(), peers, func(id mesh.ClusterID) time.Time { return p.stale[id] })
-		for id := range p.given {
-			if _, still := inputs[id]; !still {
-				p.cfg.Sink.Forget(string(id))
-				delete(p.given, id)
-			}
-		}
-		for id, in := range inputs {
-			p.cfg.Sink.Report(string(id), in)
-			p.given[id] = true
-		}
-		s.Problems = problems
+		p.report(peers)
 		p.trust(peers)
 		p.feed(peers, s.Digests)
 	}
 	p.status.Store(s)
+}
+
+// report hands the members' exports to the sink.
+func (p *Peering) report(peers []protocol.Peer) {
+	fresh := map[mesh.ClusterID]mesh.Freshness{}
+	for _, peer := range peers {
+		fresh[peer.Name] = peer.Freshness
+	}
+	// Only a peer that is not fresh carries a time: that of a fresh one changes all the time.
+	origins, _ := policy.Imports(p.cfg.Local, p.core.Records(), func(id mesh.ClusterID) (mesh.Freshness, time.Time) {
+		return fresh[id], p.stale[id]
+	}, p.cfg.Policy)
+	gone := p.given
+	p.given = map[mesh.ClusterID]bool{}
+	for _, o := range origins {
+		p.cfg.Sink.Report(string(o.Cluster), o.Input)
+		p.given[o.Cluster] = true
+		delete(gone, o.Cluster)
+	}
+	for id := range gone {
+		p.cfg.Sink.Forget(string(id))
+	}
 }
 
 // trust hands over the roots of approved members when they changed.

@@ -79,7 +79,7 @@ func (s *Server) status(*http.Request) (admin.Status, error) {
 			out.Imports = append(out.Imports, line(svc))
 		}
 	}
-	problems := slices.Concat(snap.Problems, s.cfg.Problems(), s.cfg.Peering.Status().Problems)
+	problems := slices.Concat(snap.Problems, s.cfg.Problems())
 	slices.SortFunc(problems, func(a, b mesh.Problem) int { return strings.Compare(a.String(), b.String()) })
 	for _, p := range slices.Compact(problems) {
 		out.Problems = append(out.Problems, admin.ProblemLine{Object: p.Object.String(), Source: p.Object.Source, Field: p.Field, Reason: p.Reason, Message: p.Message, Remedy: p.Remedy})

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/operator"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/views"
+	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/identity"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/source/file"
+	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
+	"github.com/isthmus-mesh/isthmus/discovery/store"
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/federation/gossip"
+	"github.com/isthmus-mesh/isthmus/federation/ledger"
+	"github.com/isthmus-mesh/isthmus/federation/peering"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
+	"github.com/isthmus-mesh/isthmus/federation/token"
+	"github.com/isthmus-mesh/isthmus/federation/trust"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/internal/tlsmux"
+	"github.com/isthmus-mesh/isthmus/internal/version"
+)
+
+// part is one component with the name that its failure is reported under.
+type part struct {
+	name string
+	run  func(context.Context) error
+}
+
+func (p part) runNamed(ctx context.Context) error {
+	if err := p.run(ctx); err != nil {
+		return fmt.Errorf("%s: %w", p.name, err)
+	}
+	return nil
+}
+
+// daemon is what the parts share while they are put together.
+type daemon struct {
+	cfg      Config
+	log      *slog.Logger
+	local    *mesh.Cluster
+	ca       *identity.CA
+	key      ledger.Key
+	bundles  *trust.Bundles
+	certs    certificates
+	peering  *peering.Peering
+	gossip   *gossip.Gossip
+	machines *workload.Source
+	grants   *token.Grants
+}
+
+// run puts the parts together and runs them until ctx ends or one fails.
+func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Registry) error {
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return diag.Hint(fmt.Errorf("data directory: %w", err), "make %s writable, or name another dataDir", cfg.DataDir)
+	}
+	d := &daemon{cfg: cfg, log: log, bundles: &trust.Bundles{}}
+	led, err := ledger.Open(cfg.data("ledger.db"))
+	if err != nil {
+		return diag.Hint(err, "one isthmusd for each dataDir: end the other one")
+	}
+	defer led.Close()
+	if d.ca, err = identity.LoadOrCreate(identity.Config{Dir: cfg.DataDir, Given: cfg.CA.Dir, TrustDomain: mesh.TrustDomain(cfg.TrustDomain), MaxTTL: cfg.CA.MaxTTL, Log: log}); err != nil {
+		return err
+	}
+	if d.key, err = ledger.LoadOrCreateKey(cfg.data("federation.key")); err != nil {
+		return err
+	}
+	if d.certs, err = newCertificates(d.ca, mesh.TrustDomain(cfg.TrustDomain)); err != nil {
+		return err
+	}
+	d.local = &mesh.Cluster{
+		ID: mesh.ClusterID(cfg.Cluster), TrustDomain: mesh.TrustDomain(cfg.TrustDomain), Network: mesh.NetworkID(cfg.Network),
+		Gateways: addrs(cfg.Gateways), ControlPlane: addrs(cfg.Advertise), Roots: d.ca.Roots(),
+	}
+	if err := d.bundles.Set(map[mesh.TrustDomain][]byte{d.local.TrustDomain: d.local.Roots}); err != nil {
+		return err
+	}
+
+	sc := store.DefaultConfig(d.local)
+	sc.Await, sc.Memory, sc.Check = []string{"file", "federation", "machine"}, store.FileMemory(cfg.data("addresses.json")), config.CheckReferences
+	st := store.New(sc, log, reg)
+	if d.machines, err = workload.New(workload.Config{Dir: cfg.data("machines"), Sink: st.Sink("machine"), Grace: cfg.MachineGrace, Log: log}); err != nil {
+		return err
+	}
+	d.grants = token.NewGrants(led.Bucket("grants"))
+	if err := d.federate(led, st, reg); err != nil {
+		return err
+	}
+	vs := views.New(st, log, reg)
+	ads := xds.New(xds.Config{Feed: d.feed(vs), Identify: d.identify, Connected: d.connected, Log: log, Reg: reg})
+	certs := identity.NewService(identity.ServiceConfig{CA: d.ca, Auth: d.authenticator(), Log: log, Reg: reg})
+	issuer, err := token.NewIssuer(token.IssuerConfig{
+		TrustDomain: d.local.TrustDomain, Key: ed25519Signer{d.key}, Grants: d.grants, VerifyRecord: func(r *federationv1.Record, k ed25519.PublicKey) error { return protocol.Verify(r, k) },
+		AdmitCluster: d.admitCluster, AdmitMachine: d.admitMachine, Log: log, Reg: reg,
+		OnReuse: func(g token.Grant, r token.Redemption) {
+			log.Warn("spent token was shown again by another key", "reason", "TokenReuse", "token", g.ID, "name", g.Subject, "by", r.String())
+		},
+	})
+	if err != nil {
+		return err
+	}
+
+	queue := tlsmux.NewQueue(tcpAddr(cfg.Listen))
+	mux, err := tlsmux.Listen(tlsmux.Config{Addr: cfg.Listen, Log: log, Routes: d.routes(ctx, issuer, queue)})
+	if err != nil {
+		return diag.Hint(err, "another process has the port: end it, or set listen in the configuration")
+	}
+	srv := grpc.NewServer(grpc.Creds(tlsmux.Credentials()), grpc.MaxRecvMsgSize(xds.MaxRequestBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
+	ads.Register(srv)
+	certs.Register(srv)
+	op, err := operator.Listen(operator.Config{
+		Socket: cfg.Admin.Socket, Version: version.String(), Local: d.local, Snapshots: st, Peering: d.peering, Alive: d.gossip.Alive,
+		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+
+	parts := []part{
+		{"discovery/source/file", file.New(file.Config{Dir: cfg.Source.Dir, Sink: st.Sink("file"), Log: log}).Run},
+		{"discovery/source/workload", d.machines.Run},
+		{"discovery/store", st.Run},
+		{"views", vs.Run},
+		{"federation/peering", d.peering.Run},
+		{"federation/gossip", d.gossip.Run},
+		{"tls port", mux.Run},
+		{"grpc", serveGRPC(srv, queue)},
+		{"operator", op.Run},
+	}
+	if cfg.Metrics != "" {
+		run, err := metricsServer(cfg.Metrics, reg, st)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, part{"metrics", run})
+	}
+	if cfg.XDSPlaintext != "" {
+		l, err := net.Listen("tcp", cfg.XDSPlaintext)
+		if err != nil {
+			return diag.Hint(fmt.Errorf("plaintext xds: %w", err), "another process has the port: end it, or name another --xds-plaintext")
+		}
+		plain := grpc.NewServer(grpc.MaxRecvMsgSize(xds.MaxRequestBytes))
+		ads.Register(plain)
+		log.Warn("xds is served without authentication", "addr", cfg.XDSPlaintext)
+		parts = append(parts, part{"plaintext xds", serveGRPC(plain, l)})
+	}
+	log.Info("isthmusd runs", "addr", mux.Addr().String(), "trustdomain", cfg.TrustDomain, "network", cfg.Network)
+	g, ctx := errgroup.WithContext(ctx)
+	for _, p := range parts {
+		g.Go(func() error { return p.runNamed(ctx) }) // a failing part ends the process with its name
+	}
+	return g.Wait()
+}
+
+// federate makes the peer agent out of what the ledger kept.
+func (d *daemon) federate(led *ledger.Ledger, st *store.Store, reg prometheus.Registerer) error {
+	contents, err := led.Load()
+	if err != nil {
+		return err
+	}
+	for _, skipped := range contents.Skipped {
+		d.log.Error("ledger entry not loaded", "err", skipped)
+	}
+	d.peering, err = peering.New(peering.Config{
+		Core: protocol.Config{
+			Name: d.local.ID, TrustDomain: d.local.TrustDomain, PublicKey: d.key.Public(), Sign: d.key.Sign,
+			LateAfter: d.cfg.Federation.LateAfter, Lease: d.cfg.Federation.Lease, Beat: uint64(time.Now().Unix()), Seed: uint64(time.Now().UnixNano()),
+		},
+		State: contents.State(0, time.Now()), Log: led, Local: d.local, Snapshots: st, Sink: st.Sink("federation"),
+		Trust: d.setTrust, TLS: d.peerTLS, Broadcast: func(key string, b []byte) { d.gossip.Broadcast(key, b) }, Logger: d.log, Reg: reg,
+	})
+	if err != nil {
+		return err
+	}
+	gc := gossip.Config{
+		Name: d.cfg.Cluster, Dial: d.dialGossip, OnPacket: d.peering.OnPacket, LocalState: d.peering.GossipState, RemoteState: d.peering.OnGossipState,
+		OnChange: d.peering.OnMember, Members: d.peering.Members, Log: d.log,
+	}
+	if len(d.local.Gateways) > 0 {
+		gc.Advertise = d.local.Gateways[0]
+	}
+	d.gossip = gossip.New(gc)
+	return nil
+}
+
+// serveGRPC serves until ctx ends; then streams are cut: clients resume elsewhere or when we are back.
+func serveGRPC(srv *grpc.Server, l net.Listener) func(context.Context) error {
+	return func(ctx context.Context) error {
+		stop := context.AfterFunc(ctx, srv.Stop)
+		defer stop()
+		if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+			return err
+		}
+		return nil
+	}
+}
+
+func metricsServer(addr string, reg *prometheus.Registry, snapshots mesh.Snapshots) (func(context.Context) error, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, diag.Hint(fmt.Errorf("metrics: %w", err), "another process has the port: end it, or set metrics in the configuration")
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
+		if snap, _ := snapshots.Latest(); snap == nil { // readiness never waits for a peer, only for the own objects
+			http.Error(w, "the first snapshot is not built yet", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	return func(ctx context.Context) error {
+		stop := context.AfterFunc(ctx, func() { srv.Close() })
+		defer stop()
+		if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+			return err
+		}
+		return nil
+	}, nil
+}
+
+func tcpAddr(s string) net.Addr {
+	a, err := net.ResolveTCPAddr("tcp", s)
+	if err != nil {
+		return &net.TCPAddr{}
+	}
+	return a
+}
