@@ -75,7 +75,7 @@ func (d *draft) collect(inputs []mesh.Input) {
 	seen := map[string]string{} // object -> source
 	first := func(o mesh.ObjectRef) bool {
 		id := o.String()
-		if other, twice := seen[id]; twice {
+		if other, twice := seen[id]; twice && other != o.Source { // one object may give several values
 			d.problem(mesh.Problem{Object: o, Reason: "Duplicate", Message: "is also declared at " + other, Remedy: "remove one of the two"})
 			return false
 		}
@@ -185,7 +185,13 @@ func (d *draft) endpointsOf(decl *mesh.ServiceDecl) []*mesh.Endpoint {
 			e := &mesh.Endpoint{
 				Workload: w.Name, Namespace: w.Namespace, Network: w.Network, Address: w.Addresses[0], Labels: w.Labels,
 				Locality: w.Locality, Weight: w.Weight, TLS: w.TLS, Ready: w.Ready,
-				Ports: portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) { n, ok := w.Ports[p.TargetName]; return n, ok }),
+				Ports: portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) {
+					if n, ok := w.Ports[p.TargetName]; ok {
+						return n, true
+					}
+					n, ok := w.Ports[p.Name] // a WorkloadEntry names its ports after the service's
+					return n, ok && w.VM
+				}),
 			}
 			if w.ServiceAccount != "" {
 				e.Identity = mesh.SPIFFE(cmp.Or(w.TrustDomain, d.Local.TrustDomain), w.Namespace, w.ServiceAccount)

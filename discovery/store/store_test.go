@@ -103,7 +103,9 @@ func TestHandMadeGlobalWins(t *testing.T) {
 
 func TestOneBadObjectStopsNoOther(t *testing.T) {
 	decl := service("reviews", mesh.Port{Number: 9080, Protocol: mesh.HTTP})
-	snap := build(t, mesh.Input{Services: []*mesh.ServiceDecl{decl, decl}}, mesh.Input{Exports: []*mesh.Export{{Object: mesh.ObjectRef{Kind: "ServiceExport", Namespace: "shop", Name: "nothing"}}}})
+	twin := service("reviews", mesh.Port{Number: 9080, Protocol: mesh.HTTP})
+	twin.Object.Source = "other.yaml:1"
+	snap := build(t, mesh.Input{Services: []*mesh.ServiceDecl{decl, twin}}, mesh.Input{Exports: []*mesh.Export{{Object: mesh.ObjectRef{Kind: "ServiceExport", Namespace: "shop", Name: "nothing"}}}})
 	if snap.Service("reviews.shop.svc.cluster.local") == nil {
 		t.Error("the good service is missing")
 	}

@@ -94,7 +94,7 @@ func Istio(port uint32, subset, host string) string {
 func ParseIstio(name string) (port uint32, subset, host string, err error) {
 	bad := fmt.Errorf("%q: %w", name, ErrName)
 	parts := strings.SplitN(name, "_.", 4)
-	if len(parts) != 4 || parts[0] != "outbound" || parts[3] == "" || len(name) > MaxLen {
+	if len(parts) != 4 || parts[0] != "outbound" || parts[3] == "" || strings.Contains(parts[3], "_.") || len(name) > MaxLen {
 		return 0, "", "", bad
 	}
 	n, perr := strconv.ParseUint(parts[1], 10, 16)

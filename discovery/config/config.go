@@ -1,0 +1,130 @@
+// Package config turns Kubernetes, Istio and MCS objects, written as YAML or JSON, into the model: it decodes them
+// strictly, fills in defaults, converts old fields to their newer ones and validates each object by itself and
+// (CheckReferences) against the others.
+//
+// It is pure: it reads no file, no clock and no cluster. One bad object is left out and becomes a Problem; it never
+// keeps another object from being used.
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+// Options are what Decode needs to know beyond the documents.
+type Options struct {
+	// Domain is the cluster's DNS domain; empty means "cluster.local". Short hosts are written out with it.
+	Domain string
+	// Namespaces are the labels of the namespaces that other documents declare, by name. Namespace objects among
+	// the documents decoded add to them and win.
+	Namespaces map[string]map[string]string
+}
+
+// Decode turns the documents of one file into what a source reports. source names the file in ObjectRefs, which point
+// at FILE:LINE. The Problems are returned only, Input.Problems stays empty. Equal arguments give equal results.
+//
+// An object with an error is left out. An object with something that the product does not honour is used without it
+// and has a Problem with reason "Unsupported".
+func Decode(source string, data []byte, o Options) (mesh.Input, []mesh.Problem) {
+	d := newDecoder(source, data, o)
+	d.opts.Namespaces = merged(d.opts.Namespaces, d.namespaces())
+	for _, obj := range d.objects {
+		obj.decode()
+	}
+	return d.in, d.problems
+}
+
+// Namespaces returns the labels of the Namespace objects in the documents of one file, by name; nil if it has none.
+func Namespaces(data []byte) map[string]map[string]string {
+	if !bytes.Contains(data, []byte("Namespace")) {
+		return nil
+	}
+	return newDecoder("", data, Options{}).namespaces()
+}
+
+// merged returns the union of both; over wins.
+func merged(under, over map[string]map[string]string) map[string]map[string]string {
+	if len(over) == 0 {
+		return under
+	}
+	out := make(map[string]map[string]string, len(under)+len(over))
+	maps.Copy(out, under)
+	maps.Copy(out, over)
+	return out
+}
+
+// decoder is one run of Decode.
+type decoder struct {
+	source   string
+	opts     Options
+	objects  []*object
+	in       mesh.Input
+	problems []mesh.Problem
+	seen     map[string]string // object -> where it was first declared
+}
+
+// newDecoder splits data and finds the objects in it.
+func newDecoder(source string, data []byte, o Options) *decoder {
+	if o.Domain == "" {
+		o.Domain = "cluster.local"
+	}
+	d := &decoder{source: source, opts: o, seen: map[string]string{}}
+	for _, doc := range split(data) {
+		raw, line, err := doc.json()
+		if err != nil {
+			ref := d.document(line)
+			d.problems = append(d.problems, mesh.Problem{Object: ref, Reason: ReasonInvalidYAML, Message: err.Error(),
+				Remedy: "correct the YAML; the other documents of the file are used"})
+			continue
+		}
+		d.add(doc, raw, "", "", 0)
+	}
+	return d
+}
+
+// document names a piece of the file that is not, or not yet, known to be an object.
+func (d *decoder) document(line int) mesh.ObjectRef {
+	return mesh.ObjectRef{Kind: KindFile, Name: d.source, Source: d.at(line)}
+}
+
+func (d *decoder) at(line int) string { return fmt.Sprintf("%s:%d", d.source, line) }
+
+// namespaces returns the labels of the Namespace objects found.
+func (d *decoder) namespaces() map[string]map[string]string {
+	var out map[string]map[string]string
+	for _, o := range d.objects {
+		if o.group != "" || o.ref.Kind != "Namespace" {
+			continue
+		}
+		if out == nil {
+			out = map[string]map[string]string{}
+		}
+		out[o.ref.Name] = o.labels
+	}
+	return out
+}
+
+// KindFile is the Kind of ObjectRefs in Problems that are about a file or a document rather than an object in it.
+const KindFile = "File"
+
+// Reasons of the Problems this package makes. They are stable.
+const (
+	ReasonInvalidYAML    = "InvalidYAML"    // a document does not parse
+	ReasonNotAnObject    = "NotAnObject"    // no apiVersion, kind or name
+	ReasonUnknownKind    = "UnknownKind"    // a kind, or a version of it, that its API group does not have
+	ReasonUnknownField   = "UnknownField"   // a field that the kind does not have
+	ReasonInvalidValue   = "InvalidValue"   // a value of the wrong type or outside its range
+	ReasonMissing        = "Missing"        // a required field is absent
+	ReasonConflict       = "Conflict"       // fields that exclude each other
+	ReasonDuplicate      = "Duplicate"      // declared twice
+	ReasonUnsupported    = "Unsupported"    // understood, not honoured
+	ReasonUnknownHost    = "UnknownHost"    // a host that no service has
+	ReasonUnknownSubset  = "UnknownSubset"  // a subset that no DestinationRule of the host defines
+	ReasonUnknownPort    = "UnknownPort"    // a port that the host does not have
+	ReasonUnknownGateway = "UnknownGateway" // a Gateway that does not exist
+	ReasonConflictHosts  = "ConflictingHosts"
+	ReasonAddressInUse   = "AddressInUse"
+)

@@ -1,0 +1,204 @@
+//lint:file-ignore SA1019 Folders still hold the older fields and kinds; they are converted here.
+
+package config
+
+import (
+	"fmt"
+
+	networking "istio.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+func (o *object) destinationRule() {
+	spec := &networking.DestinationRule{}
+	if _, ok := o.spec(spec); !ok {
+		return
+	}
+	spec.Host = o.host(spec.Host)
+	o.checkHost("spec.host", spec.Host)
+	o.trafficPolicy("spec.trafficPolicy", spec.TrafficPolicy)
+	names := map[string]bool{}
+	for i, s := range spec.Subsets {
+		at := fmt.Sprintf("spec.subsets[%d]", i)
+		if s.GetName() == "" {
+			o.reject(at+".name", ReasonMissing, "the subset has no name", "give it one")
+			continue
+		}
+		o.checkSubset(at+".name", s.Name)
+		if names[s.Name] {
+			o.reject(at+".name", ReasonDuplicate, "two subsets are named "+show(s.Name), "rename or remove one")
+		}
+		names[s.Name] = true
+		o.trafficPolicy(at+".trafficPolicy", s.TrafficPolicy)
+	}
+	if !o.failed {
+		o.d.in.DestinationRules = append(o.d.in.DestinationRules, &mesh.DestinationRule{Object: o.ref, Spec: spec})
+	}
+}
+
+// checkSubset refuses what is no subset name; it stands in cluster names and server names.
+func (o *object) checkSubset(at, name string) {
+	if e := validation.IsDNS1123Label(name); len(e) > 0 {
+		o.invalid(at, show(name)+" is not the name of a subset", rule(e))
+	}
+}
+
+// policy is what a TrafficPolicy and its settings for one port share.
+type policy interface {
+	GetLoadBalancer() *networking.LoadBalancerSettings
+	GetConnectionPool() *networking.ConnectionPoolSettings
+	GetOutlierDetection() *networking.OutlierDetection
+	GetTls() *networking.ClientTLSSettings
+}
+
+func (o *object) trafficPolicy(at string, p *networking.TrafficPolicy) {
+	if p == nil {
+		return
+	}
+	o.settings(at, p)
+	seen := map[uint32]bool{}
+	for i, s := range p.PortLevelSettings {
+		to := fmt.Sprintf("%s.portLevelSettings[%d]", at, i)
+		n := s.GetPort().GetNumber()
+		o.checkPort(to+".port.number", int64(n))
+		if seen[n] {
+			o.reject(to+".port.number", ReasonDuplicate, fmt.Sprintf("port %d has settings twice", n), "merge the two")
+		}
+		seen[n] = true
+		o.settings(to, s)
+	}
+	if p.Tunnel != nil {
+		o.unsupported(at+".tunnel", "connections are not tunnelled")
+	}
+	if p.ProxyProtocol != nil {
+		o.unsupported(at+".proxyProtocol", "no PROXY header is sent")
+	}
+	if p.RetryBudget != nil {
+		o.unsupported(at+".retryBudget", "connectionPool.http.maxRetries limits retries")
+	}
+}
+
+func (o *object) settings(at string, p policy) {
+	o.loadBalancer(at+".loadBalancer", p.GetLoadBalancer())
+	o.connectionPool(at+".connectionPool", p.GetConnectionPool())
+	o.outlierDetection(at+".outlierDetection", p.GetOutlierDetection())
+	t := p.GetTls()
+	if t.GetMode() == networking.ClientTLSSettings_MUTUAL && t.GetCredentialName() == "" && (t.GetClientCertificate() == "" || t.GetPrivateKey() == "") {
+		o.reject(at+".tls", ReasonMissing, "mode MUTUAL needs clientCertificate and privateKey", "name their files")
+	}
+	if t.GetCaCrl() != "" {
+		o.unsupported(at+".tls.caCrl", "revocation lists are not read")
+	}
+}
+
+func (o *object) loadBalancer(at string, lb *networking.LoadBalancerSettings) {
+	if lb == nil {
+		return
+	}
+	if s, ok := lb.LbPolicy.(*networking.LoadBalancerSettings_Simple); ok && s.Simple == networking.LoadBalancerSettings_LEAST_CONN {
+		s.Simple = networking.LoadBalancerSettings_LEAST_REQUEST // the newer name
+	}
+	if h := lb.GetConsistentHash(); h != nil {
+		if h.MinimumRingSize != 0 { // the older field
+			if h.HashAlgorithm == nil {
+				ring := &networking.LoadBalancerSettings_ConsistentHashLB_RingHash{MinimumRingSize: h.MinimumRingSize}
+				h.HashAlgorithm = &networking.LoadBalancerSettings_ConsistentHashLB_RingHash_{RingHash: ring}
+			}
+			h.MinimumRingSize = 0
+		}
+		o.hash(at+".consistentHash", h)
+	}
+	if lb.LocalityLbSetting != nil {
+		o.unsupported(at+".localityLbSetting", "endpoints of all localities are used alike")
+	}
+	if lb.ZoneAwareLbSetting != nil {
+		o.unsupported(at+".zoneAwareLbSetting", "endpoints of all zones are used alike")
+	}
+	if lb.Warmup != nil {
+		o.unsupported(at+".warmup", "new endpoints get their full share at once")
+	}
+	if lb.WarmupDurationSecs != nil { // the older field
+		o.unsupported(at+".warmupDurationSecs", "new endpoints get their full share at once")
+	}
+}
+
+func (o *object) hash(at string, h *networking.LoadBalancerSettings_ConsistentHashLB) {
+	switch k := h.HashKey.(type) {
+	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpHeaderName:
+		o.checkHeader(at+".httpHeaderName", k.HttpHeaderName)
+	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpCookie:
+		if k.HttpCookie.GetName() == "" {
+			o.reject(at+".httpCookie.name", ReasonMissing, "the cookie has no name", "name it")
+		}
+		o.checkDuration(at+".httpCookie.ttl", k.HttpCookie.GetTtl(), 0)
+	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpQueryParameterName:
+		if k.HttpQueryParameterName == "" {
+			o.reject(at+".httpQueryParameterName", ReasonMissing, "the parameter has no name", "name it")
+		}
+	case nil:
+		o.reject(at, ReasonMissing, "says not what to hash", "add httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName")
+	}
+	const largestRing = 8 << 20 // Envoy's
+	if n := h.GetRingHash().GetMinimumRingSize(); n > largestRing {
+		o.invalid(at+".ringHash.minimumRingSize", fmt.Sprintf("%d is too large", n), fmt.Sprintf("write at most %d", largestRing))
+	}
+	const largestTable = 5000011 // Envoy's
+	if n := h.GetMaglev().GetTableSize(); n > largestTable {
+		o.invalid(at+".maglev.tableSize", fmt.Sprintf("%d is too large", n), fmt.Sprintf("write a prime of at most %d", largestTable))
+	} else if n != 0 && !isPrime(n) {
+		o.invalid(at+".maglev.tableSize", fmt.Sprintf("%d is not a prime", n), "write a prime, for example 65537")
+	}
+}
+
+func isPrime(n uint64) bool {
+	for i := uint64(2); i*i <= n; i++ {
+		if n%i == 0 {
+			return false
+		}
+	}
+	return n > 1
+}
+
+func (o *object) connectionPool(at string, c *networking.ConnectionPoolSettings) {
+	if c == nil {
+		return
+	}
+	count := func(field string, n int32) {
+		if n < 0 {
+			o.invalid(at+field, fmt.Sprintf("%d is negative", n), "write 0 for the default, or more")
+		}
+	}
+	t, h := c.GetTcp(), c.GetHttp()
+	count(".tcp.maxConnections", t.GetMaxConnections())
+	o.checkDuration(at+".tcp.connectTimeout", t.GetConnectTimeout(), 1e6)
+	o.checkDuration(at+".tcp.maxConnectionDuration", t.GetMaxConnectionDuration(), 1e6)
+	o.checkDuration(at+".tcp.idleTimeout", t.GetIdleTimeout(), 0)
+	o.checkDuration(at+".tcp.tcpKeepalive.time", t.GetTcpKeepalive().GetTime(), 1e9)
+	o.checkDuration(at+".tcp.tcpKeepalive.interval", t.GetTcpKeepalive().GetInterval(), 1e9)
+	count(".http.http1MaxPendingRequests", h.GetHttp1MaxPendingRequests())
+	count(".http.http2MaxRequests", h.GetHttp2MaxRequests())
+	count(".http.maxRequestsPerConnection", h.GetMaxRequestsPerConnection())
+	count(".http.maxRetries", h.GetMaxRetries())
+	count(".http.maxConcurrentStreams", h.GetMaxConcurrentStreams())
+	o.checkDuration(at+".http.idleTimeout", h.GetIdleTimeout(), 0)
+	o.checkDuration(at+".http.http2KeepAlive.interval", h.GetHttp2KeepAlive().GetInterval(), 1e6)
+	o.checkDuration(at+".http.http2KeepAlive.timeout", h.GetHttp2KeepAlive().GetTimeout(), 1e6)
+}
+
+func (o *object) outlierDetection(at string, d *networking.OutlierDetection) {
+	if d == nil {
+		return
+	}
+	if n := d.ConsecutiveErrors; n != 0 { // unused by Istio too since 1.9
+		o.unsupported(at+".consecutiveErrors", "it counts nothing, write consecutive5xxErrors")
+	}
+	o.checkDuration(at+".interval", d.Interval, 1e6)
+	o.checkDuration(at+".baseEjectionTime", d.BaseEjectionTime, 1e6)
+	o.checkPercent(at+".maxEjectionPercent", float64(d.MaxEjectionPercent))
+	o.checkPercent(at+".minHealthPercent", float64(d.MinHealthPercent))
+	if len(d.OutlierDetectionHttpErrorCodes) > 0 {
+		o.unsupported(at+".outlierDetectionHttpErrorCodes", "5xx are the errors that count")
+	}
+}

@@ -1,0 +1,101 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	networking "istio.io/api/networking/v1"
+	security "istio.io/api/security/v1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+func (o *object) gateway() {
+	spec := &networking.Gateway{}
+	if _, ok := o.spec(spec); !ok {
+		return
+	}
+	if len(spec.Selector) == 0 {
+		o.reject("spec.selector", ReasonMissing, "the Gateway selects no workload", "write the labels of the gateway, for example istio: ingressgateway")
+	}
+	if len(spec.Servers) == 0 {
+		o.reject("spec.servers", ReasonMissing, "the Gateway has no server", "add one")
+	}
+	spec.Servers = keepIndexed(spec.Servers, func(i int, s *networking.Server) bool { return o.server(fmt.Sprintf("spec.servers[%d]", i), s) })
+	if !o.failed {
+		o.d.in.Gateways = append(o.d.in.Gateways, &mesh.Gateway{Object: o.ref, Spec: spec})
+	}
+}
+
+// server validates a server and reports whether it is used. One that cannot be served as it says is left out: plain
+// text must not stand where TLS was asked for.
+func (o *object) server(at string, s *networking.Server) bool {
+	if s.GetPort() == nil {
+		o.reject(at+".port", ReasonMissing, "the port is missing", "add number, name and protocol")
+		return false
+	}
+	o.checkPort(at+".port.number", int64(s.Port.Number))
+	p, known := protocolNamed(s.Port.Protocol)
+	if !known {
+		o.invalid(at+".port.protocol", show(s.Port.Protocol)+" is not a protocol", "write one of HTTP, HTTP2, GRPC")
+	}
+	if len(s.Hosts) == 0 {
+		o.reject(at+".hosts", ReasonMissing, "the server has no host", `name hosts, or "*"`)
+	}
+	for i, h := range s.Hosts {
+		ns, name, scoped := strings.Cut(h, "/")
+		if !scoped {
+			ns, name = "", h
+		}
+		name = strings.ToLower(name)
+		o.checkHost(fmt.Sprintf("%s.hosts[%d]", at, i), name)
+		if ns == "." {
+			ns = o.ref.Namespace
+		}
+		if s.Hosts[i] = name; ns != "" {
+			s.Hosts[i] = ns + "/" + name
+		}
+	}
+	if s.Bind != "" {
+		o.unsupported(at+".bind", "the server listens on all addresses")
+	}
+	if s.DefaultEndpoint != "" {
+		o.unsupported(at+".defaultEndpoint", "VirtualServices say where it leads")
+	}
+	switch {
+	case s.GetTls().GetMode() == networking.ServerTLSSettings_AUTO_PASSTHROUGH:
+		o.note(at+".tls.mode", ReasonUnsupported, "the server is left out: the east-west gateways serve exported services without a Gateway", "remove the server")
+		return false
+	case s.Tls != nil && !onlyRedirects(s.Tls, p):
+		o.unsupported(at+".tls", "the server is left out")
+		return false
+	case known && !p.IsHTTP():
+		o.unsupported(at+".port.protocol", "the server is left out")
+		return false
+	}
+	return true
+}
+
+// onlyRedirects reports whether all that is asked for is to lead plain HTTP to HTTPS.
+func onlyRedirects(t *networking.ServerTLSSettings, p mesh.Protocol) bool {
+	return p.IsHTTP() && t.HttpsRedirect && proto.Equal(t, &networking.ServerTLSSettings{HttpsRedirect: true})
+}
+
+func (o *object) peerAuthentication() {
+	spec := &security.PeerAuthentication{}
+	if _, ok := o.spec(spec); !ok {
+		return
+	}
+	if len(spec.PortLevelMtls) > 0 && len(spec.Selector.GetMatchLabels()) == 0 {
+		o.reject("spec.portLevelMtls", ReasonConflict, "stands without a selector", "select workloads by label")
+	}
+	for _, n := range slices.Sorted(maps.Keys(spec.PortLevelMtls)) {
+		o.checkPort(fmt.Sprintf("spec.portLevelMtls[%d]", n), int64(n))
+	}
+	if !o.failed {
+		o.d.in.PeerAuthentications = append(o.d.in.PeerAuthentications, &mesh.PeerAuthentication{Object: o.ref, Spec: spec})
+	}
+}

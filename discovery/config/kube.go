@@ -1,0 +1,251 @@
+//lint:file-ignore SA1019 Folders still hold the older fields and kinds; they are converted here.
+
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+// namespace only checks: its labels were read before.
+func (o *object) namespace() { o.into(&corev1.Namespace{}) }
+
+func (o *object) service() {
+	var s corev1.Service
+	if !o.into(&s) {
+		return
+	}
+	o.meta = s.ObjectMeta
+	if e := validation.IsDNS1123Label(s.Name); len(e) > 0 {
+		o.invalid("metadata.name", show(s.Name)+" is not the name of a Service", rule(e))
+	}
+	decl := &mesh.ServiceDecl{Object: o.ref, Hosts: []string{o.host(s.Name)}, Ports: o.servicePorts(s.Spec.Ports)}
+	if len(s.Spec.Selector) > 0 {
+		decl.Selector = s.Spec.Selector
+	}
+	ips, at := s.Spec.ClusterIPs, func(i int) string { return fmt.Sprintf("spec.clusterIPs[%d]", i) }
+	if len(ips) == 0 && s.Spec.ClusterIP != "" {
+		ips, at = []string{s.Spec.ClusterIP}, func(int) string { return "spec.clusterIP" }
+	}
+	switch {
+	case s.Spec.Type == corev1.ServiceTypeExternalName:
+		o.externalName(decl, s.Spec.ExternalName)
+	case slices.Contains(ips, corev1.ClusterIPNone):
+		decl.Headless = true
+	default:
+		decl.Addresses = o.addresses(ips, at)
+		if len(s.Spec.Ports) == 0 {
+			o.reject("spec.ports", ReasonMissing, "the Service has no port", "add one")
+		}
+	}
+	o.unsupportedService(&s)
+	decl.Export, decl.ExportTo = o.exported()
+	if !o.failed {
+		o.d.in.Services = append(o.d.in.Services, decl)
+	}
+}
+
+// externalName makes the Service a name for a host outside.
+func (o *object) externalName(decl *mesh.ServiceDecl, name string) {
+	name = strings.TrimSuffix(strings.ToLower(name), ".")
+	o.checkHost("spec.externalName", name)
+	if strings.HasPrefix(name, "*") {
+		o.invalid("spec.externalName", show(name)+" is not one host", "name one host")
+	}
+	decl.Selector, decl.Resolution, decl.External = nil, mesh.DNS, true
+	e := &mesh.Endpoint{Workload: workloadName(name), Namespace: o.ref.Namespace, Address: name, Ports: map[uint32]uint32{}, Ready: true}
+	for _, p := range decl.Ports {
+		e.Ports[p.Number] = cmp.Or(p.Target, p.Number)
+	}
+	decl.Endpoints = []*mesh.Endpoint{e}
+}
+
+// servicePorts converts the ports. Of a number that is both TCP and UDP, as DNS servers have it, only TCP is kept.
+func (o *object) servicePorts(in []corev1.ServicePort) []mesh.Port {
+	var out []mesh.Port
+	names := map[string]bool{}
+	for i, p := range in {
+		at := fmt.Sprintf("spec.ports[%d]", i)
+		if !o.checkPort(at+".port", int64(p.Port)) {
+			continue
+		}
+		if names[p.Name] {
+			o.reject(at+".name", ReasonDuplicate, "two ports are named "+show(p.Name), "name each port")
+		}
+		names[p.Name] = true
+		port := mesh.Port{Name: p.Name, Number: uint32(p.Port)}
+		switch p.Protocol {
+		case "", corev1.ProtocolTCP:
+			app := ""
+			if p.AppProtocol != nil {
+				app = *p.AppProtocol
+			}
+			port.Protocol = protocol(app, p.Name)
+			if port.Protocol == mesh.UDP {
+				port.Protocol = mesh.TCP
+			}
+		case corev1.ProtocolUDP:
+			port.Protocol = mesh.UDP
+		case corev1.ProtocolSCTP:
+			o.unsupported(at+".protocol", "the port is left out")
+			continue
+		default:
+			o.invalid(at+".protocol", show(string(p.Protocol))+" is not a protocol", "write TCP or UDP")
+		}
+		o.targetPort(at+".targetPort", p.TargetPort, &port)
+		same := slices.IndexFunc(out, func(q mesh.Port) bool { return q.Number == port.Number })
+		switch {
+		case same < 0:
+			out = append(out, port)
+		case out[same].Protocol == mesh.UDP && port.Protocol != mesh.UDP:
+			out[same] = port
+		case (out[same].Protocol == mesh.UDP) == (port.Protocol == mesh.UDP):
+			o.reject(at+".port", ReasonDuplicate, fmt.Sprintf("port %d is declared twice", port.Number), "remove one of the two")
+		}
+	}
+	return out
+}
+
+func (o *object) targetPort(field string, t intstr.IntOrString, port *mesh.Port) {
+	switch {
+	case t.Type == intstr.String && t.StrVal != "":
+		if e := validation.IsValidPortName(t.StrVal); len(e) > 0 {
+			o.invalid(field, show(t.StrVal)+" is not the name of a port", rule(e))
+		}
+		port.TargetName = t.StrVal
+	case t.IntVal != 0 && o.checkPort(field, int64(t.IntVal)):
+		port.Target = uint32(t.IntVal)
+	}
+}
+
+// unsupportedService says what of a Service is not honoured.
+func (o *object) unsupportedService(s *corev1.Service) {
+	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		o.unsupported("spec.sessionAffinity", "a DestinationRule with loadBalancer.consistentHash.useSourceIp does the same")
+	}
+	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
+		o.unsupported("spec.internalTrafficPolicy", "endpoints on all nodes are used")
+	}
+	if s.Spec.TrafficDistribution != nil {
+		o.unsupported("spec.trafficDistribution", "endpoints in all zones are used")
+	}
+	if s.Spec.PublishNotReadyAddresses {
+		o.unsupported("spec.publishNotReadyAddresses", "endpoints that are not ready get no traffic")
+	}
+	if v, ok := s.Annotations[annVisibility]; ok {
+		o.checkVisibility("metadata.annotations["+annVisibility+"]", strings.Split(v, ","))
+	}
+}
+
+func (o *object) endpointSlice() {
+	var s discoveryv1.EndpointSlice
+	if !o.into(&s) {
+		return
+	}
+	out := &mesh.EndpointSlice{Object: o.ref, Service: s.Labels[labelSliceName], PortNames: map[string]uint32{}}
+	if out.Service == "" {
+		o.reject("metadata.labels", ReasonMissing, "the label "+labelSliceName+" is missing", "name the slice's Service in it")
+	}
+	switch s.AddressType {
+	case discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6:
+	case discoveryv1.AddressTypeFQDN:
+		o.unsupported("addressType", "the slice is left out; use a ServiceEntry with resolution DNS")
+		return
+	default:
+		o.invalid("addressType", show(string(s.AddressType))+" is not an address type", "write IPv4 or IPv6")
+	}
+	for i, p := range s.Ports {
+		name := ""
+		if p.Name != nil {
+			name = *p.Name
+		}
+		if p.Port == nil {
+			o.unsupported(fmt.Sprintf("ports[%d].port", i), "a port without a number is left out")
+		} else if o.checkPort(fmt.Sprintf("ports[%d].port", i), int64(*p.Port)) {
+			out.PortNames[name] = uint32(*p.Port)
+		}
+	}
+	for i, e := range s.Endpoints {
+		for _, a := range o.addresses(e.Addresses, func(j int) string { return fmt.Sprintf("endpoints[%d].addresses[%d]", i, j) }) {
+			ep := sliceEndpoint(o.ref.Namespace, a.String(), out.PortNames)
+			ep.Ready = e.Conditions.Ready == nil || *e.Conditions.Ready
+			if e.TargetRef != nil && e.TargetRef.Name != "" {
+				ep.Workload = e.TargetRef.Name
+			} else if e.Hostname != nil && *e.Hostname != "" {
+				ep.Workload = *e.Hostname
+			}
+			out.Endpoints = append(out.Endpoints, ep)
+		}
+	}
+	if !o.failed {
+		o.d.in.Slices = append(o.d.in.Slices, out)
+	}
+}
+
+// endpoints converts the older kind: a slice for each subset.
+func (o *object) endpoints() {
+	var e corev1.Endpoints // folders still have them
+	if !o.into(&e) {
+		return
+	}
+	var out []*mesh.EndpointSlice
+	for i, sub := range e.Subsets {
+		slice := &mesh.EndpointSlice{Object: o.ref, Service: e.Name, PortNames: map[string]uint32{}}
+		for j, p := range sub.Ports {
+			if o.checkPort(fmt.Sprintf("subsets[%d].ports[%d].port", i, j), int64(p.Port)) {
+				slice.PortNames[p.Name] = uint32(p.Port)
+			}
+		}
+		add := func(field string, addresses []corev1.EndpointAddress, ready bool) {
+			for j, a := range addresses {
+				for _, ip := range o.addresses([]string{a.IP}, func(int) string { return fmt.Sprintf("subsets[%d].%s[%d].ip", i, field, j) }) {
+					ep := sliceEndpoint(o.ref.Namespace, ip.String(), slice.PortNames)
+					ep.Ready = ready
+					if a.TargetRef != nil && a.TargetRef.Name != "" {
+						ep.Workload = a.TargetRef.Name
+					} else if a.Hostname != "" {
+						ep.Workload = a.Hostname
+					}
+					slice.Endpoints = append(slice.Endpoints, ep)
+				}
+			}
+		}
+		add("addresses", sub.Addresses, true)
+		add("notReadyAddresses", sub.NotReadyAddresses, false)
+		out = append(out, slice)
+	}
+	if !o.failed {
+		o.d.in.Slices = append(o.d.in.Slices, out...)
+	}
+}
+
+func sliceEndpoint(namespace, address string, ports map[string]uint32) *mesh.Endpoint {
+	e := &mesh.Endpoint{Workload: workloadName(address), Namespace: namespace, Address: address, Ports: map[uint32]uint32{}}
+	for _, p := range ports {
+		e.Ports[p] = p
+	}
+	return e
+}
+
+func (o *object) serviceExport() {
+	var e envelope
+	if !o.into(&e) {
+		return
+	}
+	o.meta = e.ObjectMeta
+	if len(e.Spec) > 0 && string(e.Spec) != "null" && string(e.Spec) != "{}" {
+		o.unsupported("spec", "labels and annotations are not exported")
+	}
+	if ok, to := o.exportTo(); ok {
+		o.d.in.Exports = append(o.d.in.Exports, &mesh.Export{Object: o.ref, ExportTo: to})
+	}
+}

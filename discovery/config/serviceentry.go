@@ -1,0 +1,200 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	networking "istio.io/api/networking/v1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+func (o *object) serviceEntry() {
+	spec := &networking.ServiceEntry{}
+	if _, ok := o.spec(spec); !ok {
+		return
+	}
+	decl := &mesh.ServiceDecl{Object: o.ref, External: spec.Location == networking.ServiceEntry_MESH_EXTERNAL}
+	decl.Hosts = o.entryHosts(spec)
+	decl.Ports = o.entryPorts(spec)
+	decl.Addresses = o.entryAddresses(spec)
+	decl.Resolution = o.resolution(spec)
+	if spec.WorkloadSelector != nil {
+		decl.Selector = spec.WorkloadSelector.Labels
+		if len(decl.Selector) == 0 {
+			o.reject("spec.workloadSelector", ReasonMissing, "selects by no label", "add labels or remove the selector")
+		}
+		if len(spec.Endpoints) > 0 {
+			o.reject("spec.workloadSelector", ReasonConflict, "stands beside endpoints", "remove one of the two")
+		}
+	}
+	for i, e := range spec.Endpoints {
+		if out := o.entryEndpoint(fmt.Sprintf("spec.endpoints[%d]", i), spec, e); out != nil {
+			decl.Endpoints = append(decl.Endpoints, out)
+		}
+	}
+	o.checkVisibility("spec.exportTo", spec.ExportTo)
+	if len(spec.SubjectAltNames) > 0 {
+		o.unsupported("spec.subjectAltNames", "the names in servers' certificates are not checked against it")
+	}
+	decl.Export, decl.ExportTo = o.exported()
+	if !o.failed {
+		o.d.in.Services = append(o.d.in.Services, perHost(decl)...)
+	}
+}
+
+// perHost gives hosts that are resolved by their own name a declaration each, with themselves as endpoint.
+func perHost(decl *mesh.ServiceDecl) []*mesh.ServiceDecl {
+	if decl.Resolution != mesh.DNS || len(decl.Endpoints) > 0 || decl.Selector != nil {
+		return []*mesh.ServiceDecl{decl}
+	}
+	var out []*mesh.ServiceDecl
+	for _, host := range decl.Hosts {
+		d := *decl
+		d.Hosts = []string{host}
+		e := &mesh.Endpoint{Workload: workloadName(host), Namespace: decl.Object.Namespace, Address: host, Ports: map[uint32]uint32{}, Ready: true}
+		for _, p := range decl.Ports {
+			e.Ports[p.Number] = cmp.Or(p.Target, p.Number)
+		}
+		d.Endpoints = []*mesh.Endpoint{e}
+		out = append(out, &d)
+	}
+	return out
+}
+
+func (o *object) entryHosts(spec *networking.ServiceEntry) []string {
+	if len(spec.Hosts) == 0 {
+		o.reject("spec.hosts", ReasonMissing, "the ServiceEntry has no host", "name one")
+	}
+	var out []string
+	for i, h := range spec.Hosts {
+		at := fmt.Sprintf("spec.hosts[%d]", i)
+		h = strings.TrimSuffix(strings.ToLower(h), ".")
+		o.checkHost(at, h)
+		switch {
+		case h == "*":
+			o.invalid(at, "a ServiceEntry cannot stand for all hosts", `write a domain, for example "*.example.com"`)
+		case slices.Contains(out, h):
+			o.reject(at, ReasonDuplicate, show(h)+" is named twice", "remove one")
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
+func (o *object) entryPorts(spec *networking.ServiceEntry) []mesh.Port {
+	if len(spec.Ports) == 0 {
+		o.reject("spec.ports", ReasonMissing, "the ServiceEntry has no port", "add one")
+	}
+	var out []mesh.Port
+	for i, p := range spec.Ports {
+		at := fmt.Sprintf("spec.ports[%d]", i)
+		o.checkPort(at+".number", int64(p.GetNumber()))
+		if p.GetTargetPort() != 0 {
+			o.checkPort(at+".targetPort", int64(p.GetTargetPort()))
+		}
+		if p.GetName() == "" {
+			o.reject(at+".name", ReasonMissing, "the port has no name", "give it one")
+		}
+		port := mesh.Port{Name: p.GetName(), Number: p.GetNumber(), Target: p.GetTargetPort(), Protocol: protocol("", p.GetName())}
+		if p.GetProtocol() != "" {
+			known, ok := protocolNamed(p.GetProtocol())
+			if !ok {
+				o.invalid(at+".protocol", show(p.GetProtocol())+" is not a protocol", "write one of HTTP, HTTP2, GRPC, HTTPS, TLS, TCP, UDP, MONGO, REDIS, MYSQL")
+			}
+			port.Protocol = known
+		}
+		for _, q := range out {
+			if q.Number == port.Number {
+				o.reject(at+".number", ReasonDuplicate, fmt.Sprintf("port %d is declared twice", port.Number), "remove one of the two")
+			}
+			if q.Name == port.Name {
+				o.reject(at+".name", ReasonDuplicate, "two ports are named "+show(port.Name), "name each port")
+			}
+		}
+		out = append(out, port)
+	}
+	return out
+}
+
+// entryAddresses takes single addresses, also when written as a prefix.
+func (o *object) entryAddresses(spec *networking.ServiceEntry) []netip.Addr {
+	var single, fields []string
+	for i, s := range spec.Addresses {
+		at := fmt.Sprintf("spec.addresses[%d]", i)
+		if prefix, err := netip.ParsePrefix(s); err == nil {
+			if s = prefix.Addr().String(); !prefix.IsSingleIP() {
+				o.unsupported(at, "a range of addresses is not matched")
+				continue
+			}
+		}
+		single, fields = append(single, s), append(fields, at)
+	}
+	return o.addresses(single, func(i int) string { return fields[i] })
+}
+
+func (o *object) resolution(spec *networking.ServiceEntry) mesh.Resolution {
+	switch spec.Resolution {
+	case networking.ServiceEntry_NONE:
+		if len(spec.Endpoints) > 0 {
+			o.reject("spec.endpoints", ReasonConflict, "resolution NONE takes no endpoints", "write resolution STATIC or DNS")
+		}
+		return mesh.None
+	case networking.ServiceEntry_DNS, networking.ServiceEntry_DNS_ROUND_ROBIN:
+		wild := slices.ContainsFunc(spec.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
+		if wild && len(spec.Endpoints) == 0 {
+			o.reject("spec.resolution", ReasonConflict, "a wildcard host cannot be resolved", "name endpoints, or write resolution NONE")
+		}
+		return mesh.DNS
+	case networking.ServiceEntry_DYNAMIC_DNS:
+		o.unsupported("spec.resolution", "resolution NONE is used")
+		return mesh.None
+	}
+	return mesh.Static
+}
+
+// entryEndpoint converts an inline endpoint; nil if it cannot be used.
+func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *networking.WorkloadEntry) *mesh.Endpoint {
+	out := &mesh.Endpoint{
+		Namespace: o.ref.Namespace, Network: mesh.NetworkID(e.GetNetwork()), Address: strings.ToLower(e.GetAddress()), Labels: e.GetLabels(),
+		Locality: cmp.Or(e.GetLocality(), locality(e.GetLabels())), Weight: e.GetWeight(), Ports: map[uint32]uint32{}, Ready: true,
+		TLS: e.GetLabels()[labelTLSMode] == "istio",
+	}
+	a, err := netip.ParseAddr(out.Address)
+	dns := spec.Resolution == networking.ServiceEntry_DNS || spec.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN
+	switch {
+	case err == nil && a.Zone() == "":
+		out.Address = a.Unmap().String()
+	case strings.HasPrefix(out.Address, "unix:"):
+		o.unsupported(at+".address", "the endpoint is left out")
+		return nil
+	case out.Address == "":
+		o.reject(at+".address", ReasonMissing, "the address is missing", "write an IP address")
+	case !dns:
+		o.invalid(at+".address", show(out.Address)+" is not an IP address", "write an IP address, or resolution DNS")
+	default:
+		o.checkHost(at+".address", out.Address)
+	}
+	out.Workload = workloadName(out.Address)
+	o.checkPorts(at+".ports", e.GetPorts())
+	o.checkAccount(at+".serviceAccount", e.GetServiceAccount())
+	known := map[string]bool{}
+	for _, p := range spec.Ports {
+		known[p.GetName()] = true
+		n, ok := e.GetPorts()[p.GetName()]
+		if !ok {
+			n = cmp.Or(p.GetTargetPort(), p.GetNumber())
+		}
+		out.Ports[p.GetNumber()] = n
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.GetPorts())) {
+		if !known[name] {
+			o.reject(at+".ports["+name+"]", ReasonUnknownPort, "spec.ports has no port named "+show(name), "add it there or remove it here")
+		}
+	}
+	return out
+}

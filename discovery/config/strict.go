@@ -1,0 +1,269 @@
+package config
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kjson "sigs.k8s.io/json"
+)
+
+// into decodes the object into a Kubernetes type, refusing fields it does not have.
+func (o *object) into(v any) bool {
+	strict, err := kjson.UnmarshalStrict(o.raw, v)
+	if err != nil {
+		field := ""
+		if t := (*json.UnmarshalTypeError)(nil); errors.As(err, &t) {
+			field = pathAt(o.raw, int(t.Offset))
+		}
+		o.invalid(field, typeMessage(err), "give the field a value of its type")
+		return false
+	}
+	for _, e := range strict {
+		path := ""
+		if f := kjson.FieldError(nil); errors.As(e, &f) {
+			path = f.FieldPath()
+		}
+		o.unknownField(path, nil)
+	}
+	return !o.failed
+}
+
+// typeMessage shortens what encoding/json says about a value of the wrong type.
+func typeMessage(err error) string {
+	if t := (*json.UnmarshalTypeError)(nil); errors.As(err, &t) {
+		return fmt.Sprintf("a %s stands where a %s must", t.Value, t.Type.Kind())
+	}
+	return clip(err.Error(), 200)
+}
+
+func (o *object) unknownField(path string, fields []string) {
+	_, name, _ := cutLast("."+path, ".")
+	remedy := "correct the spelling or remove the field"
+	if near := closest(name, fields); near != "" {
+		remedy = "did you mean " + near + "?"
+	}
+	o.reject(path, ReasonUnknownField, "unknown field "+show(name), remedy)
+}
+
+// envelope is an Istio or MCS object whose spec is decoded by itself.
+type envelope struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	Spec              json.RawMessage `json:"spec,omitempty"`
+	Status            json.RawMessage `json:"status,omitempty"`
+}
+
+// spec decodes the object's metadata and its spec, by the rules of protobuf's JSON but for durations, which may be
+// written as Go's ("1m30s"), and refusing fields that the message does not have.
+func (o *object) spec(m proto.Message) (status []byte, ok bool) {
+	var e envelope
+	if !o.into(&e) {
+		return nil, false
+	}
+	o.meta = e.ObjectMeta
+	if len(e.Spec) == 0 || string(e.Spec) == "null" {
+		o.reject("spec", ReasonMissing, "the object has no spec", "write one")
+		return nil, false
+	}
+	dec := json.NewDecoder(bytes.NewReader(e.Spec))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		o.invalid("spec", clip(err.Error(), 200), "correct it")
+		return nil, false
+	}
+	v = o.strict("spec", v, m.ProtoReflect().Descriptor())
+	if o.failed {
+		return nil, false
+	}
+	raw, err := json.Marshal(v)
+	if err == nil {
+		err = protojson.Unmarshal(raw, m)
+	}
+	if err != nil {
+		field, message := protoError(raw, err)
+		o.invalid(field, message, "give the field a value of its type")
+		return nil, false
+	}
+	return e.Status, true
+}
+
+// strict finds the fields in v that the message does not have and writes durations as protobuf wants them.
+func (o *object) strict(path string, v any, md protoreflect.MessageDescriptor) any {
+	if md.FullName() == "google.protobuf.Duration" {
+		return o.duration(path, v)
+	}
+	fields, ok := v.(map[string]any)
+	if !ok || md.FullName().Parent() == "google.protobuf" {
+		return v
+	}
+	for _, key := range slices.Sorted(maps.Keys(fields)) {
+		fd := md.Fields().ByJSONName(key)
+		if fd == nil {
+			fd = md.Fields().ByTextName(key)
+		}
+		at := path + "." + key
+		switch {
+		case fd == nil:
+			o.unknownField(at, fieldNames(md))
+		case fd.IsMap():
+			entries, _ := fields[key].(map[string]any)
+			for _, k := range slices.Sorted(maps.Keys(entries)) {
+				if em := fd.MapValue().Message(); em != nil {
+					entries[k] = o.strict(at+"["+k+"]", entries[k], em)
+				}
+			}
+		case fd.Message() == nil:
+		case fd.IsList():
+			items, _ := fields[key].([]any)
+			for i := range items {
+				items[i] = o.strict(fmt.Sprintf("%s[%d]", at, i), items[i], fd.Message())
+			}
+		default:
+			fields[key] = o.strict(at, fields[key], fd.Message())
+		}
+	}
+	return fields
+}
+
+func (o *object) duration(path string, v any) any {
+	s, ok := v.(string)
+	if !ok {
+		if v != nil {
+			o.invalid(path, "a duration is a number with a unit", `write for example "10s"`)
+		}
+		return v
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		o.invalid(path, show(s)+" is not a duration", `write for example "10s", "1m30s" or "250ms"`)
+		return v
+	}
+	return strconv.FormatFloat(d.Seconds(), 'f', 9, 64) + "s"
+}
+
+func fieldNames(md protoreflect.MessageDescriptor) []string {
+	var out []string
+	for i := range md.Fields().Len() {
+		out = append(out, md.Fields().Get(i).JSONName())
+	}
+	return out
+}
+
+// protoError finds the field that protojson complains about by the column it names.
+func protoError(raw []byte, err error) (field, message string) {
+	message = strings.ReplaceAll(err.Error(), "\u00a0", " ")
+	message = strings.TrimSpace(strings.TrimPrefix(message, "proto:"))
+	if m := regexp.MustCompile(`^(?:syntax error )?\(line (\d+):(\d+)\): `).FindStringSubmatch(message); m != nil {
+		message = message[len(m[0]):]
+		column, _ := strconv.Atoi(m[2])
+		off := 0 // the JSON has one line; columns count runes
+		for ; column > 1 && off < len(raw); column-- {
+			_, n := utf8.DecodeRune(raw[off:])
+			off += n
+		}
+		field = "spec" + pathOf(raw, off+1)
+	}
+	return field, clip(message, 200)
+}
+
+// pathAt returns the path of the value that ends at or after the byte offset.
+func pathAt(raw []byte, off int) string { return strings.TrimPrefix(pathOf(raw, off), ".") }
+
+func pathOf(raw []byte, off int) string {
+	type frame struct {
+		array, value bool
+		key          string
+		index        int
+	}
+	var stack []frame
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	for {
+		tok, err := dec.Token()
+		if err != nil {
+			break
+		}
+		delim, isDelim := tok.(json.Delim)
+		if n := len(stack); n > 0 && !stack[n-1].array && !stack[n-1].value && !(isDelim && delim == '}') {
+			stack[n-1].key, _ = tok.(string)
+			stack[n-1].value = true
+			if dec.InputOffset() >= int64(off) {
+				break
+			}
+			continue
+		}
+		if isDelim && (delim == '}' || delim == ']') {
+			stack = stack[:len(stack)-1]
+		}
+		if dec.InputOffset() >= int64(off) {
+			break
+		}
+		if isDelim && (delim == '{' || delim == '[') {
+			stack = append(stack, frame{array: delim == '['})
+			continue
+		}
+		if n := len(stack); n > 0 {
+			stack[n-1].index++
+			stack[n-1].value = false
+		}
+	}
+	var path strings.Builder
+	for _, f := range stack {
+		switch {
+		case f.array:
+			fmt.Fprintf(&path, "[%d]", f.index)
+		case f.value:
+			path.WriteString("." + f.key)
+		}
+	}
+	return path.String()
+}
+
+// closest returns the candidate that name was probably meant to be, or "".
+func closest(name string, candidates []string) string {
+	best, least := "", 3
+	for _, c := range candidates {
+		if d := distance(strings.ToLower(name), strings.ToLower(c)); d < least && d*2 < len(c) {
+			best, least = c, d
+		}
+	}
+	return best
+}
+
+// distance is the number of letters to insert, remove or replace; names that differ much are not looked at.
+func distance(a, b string) int {
+	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
+		return 3
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,184 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	networking "istio.io/api/networking/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+func (o *object) pod() {
+	var p corev1.Pod
+	if !o.into(&p) {
+		return
+	}
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return
+	}
+	var ips []string
+	at := func(i int) string { return fmt.Sprintf("status.podIPs[%d].ip", i) }
+	for _, ip := range p.Status.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	if len(ips) == 0 && p.Status.PodIP != "" {
+		ips, at = []string{p.Status.PodIP}, func(int) string { return "status.podIP" }
+	}
+	w := &mesh.Workload{
+		Object: o.ref, Name: p.Name, Namespace: o.ref.Namespace, Network: mesh.NetworkID(p.Labels[labelNetwork]),
+		Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName, Locality: locality(p.Labels), Ports: o.namedPorts(p.Spec),
+	}
+	for _, a := range o.addresses(ips, at) {
+		w.Addresses = append(w.Addresses, a.String())
+	}
+	if w.ServiceAccount == "" {
+		w.ServiceAccount = p.Spec.DeprecatedServiceAccount
+	}
+	if w.ServiceAccount == "" {
+		w.ServiceAccount = "default"
+	}
+	w.Ready = len(w.Addresses) > 0 && p.DeletionTimestamp == nil && podReady(p.Status.Conditions)
+	w.TLS = !p.Spec.HostNetwork && injected(o.d.opts.Namespaces[o.ref.Namespace], p.Labels, p.Annotations)
+	if !o.failed {
+		o.d.in.Workloads = append(o.d.in.Workloads, w)
+	}
+}
+
+// podReady is true for a pod that nobody says anything about.
+func podReady(conditions []corev1.PodCondition) bool {
+	for _, c := range conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return true
+}
+
+// namedPorts gathers the containers' named ports; sidecars are init containers that restart.
+func (o *object) namedPorts(spec corev1.PodSpec) map[string]uint32 {
+	out := map[string]uint32{}
+	add := func(list string, i int, c corev1.Container) {
+		for j, p := range c.Ports {
+			field := fmt.Sprintf("spec.%s[%d].ports[%d].containerPort", list, i, j)
+			if !o.checkPort(field, int64(p.ContainerPort)) || p.Name == "" {
+				continue
+			}
+			if _, have := out[p.Name]; !have {
+				out[p.Name] = uint32(p.ContainerPort)
+			}
+		}
+	}
+	for i, c := range spec.Containers {
+		add("containers", i, c)
+	}
+	for i, c := range spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			add("initContainers", i, c)
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// injected reports whether a pod has a proxy of the mesh: what the pod says wins over its namespace.
+func injected(namespace, labels, annotations map[string]string) bool {
+	if mode, ok := labels[labelTLSMode]; ok {
+		return mode == "istio"
+	}
+	inject, ok := labels[labelInject]
+	if !ok {
+		inject = annotations[labelInject]
+	}
+	switch inject {
+	case "true":
+		return true
+	case "false":
+		return false
+	}
+	return namespace["istio-injection"] == "enabled" || namespace["isthmus.io/injection"] == "enabled"
+}
+
+func (o *object) workloadEntry() {
+	spec := &networking.WorkloadEntry{}
+	status, ok := o.spec(spec)
+	if !ok {
+		return
+	}
+	labels := maps.Clone(spec.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, o.meta.Labels)
+	w := &mesh.Workload{
+		Object: o.ref, Name: o.ref.Name, Namespace: o.ref.Namespace, Network: mesh.NetworkID(spec.Network), Labels: labels,
+		ServiceAccount: spec.ServiceAccount, Ports: spec.Ports, Locality: spec.Locality, Weight: spec.Weight,
+		TLS: labels[labelTLSMode] == "istio", Ready: healthy(status), VM: true,
+	}
+	if w.Network == "" {
+		w.Network = mesh.NetworkID(labels[labelNetwork])
+	}
+	if w.Locality == "" {
+		w.Locality = locality(labels)
+	}
+	if w.ServiceAccount == "" {
+		w.ServiceAccount = "default"
+	}
+	o.checkPorts("spec.ports", spec.Ports)
+	o.checkAccount("spec.serviceAccount", spec.ServiceAccount)
+	if a, err := netip.ParseAddr(spec.Address); err == nil && a.Zone() == "" {
+		w.Addresses = []string{a.Unmap().String()}
+	} else if spec.Address == "" {
+		o.reject("spec.address", ReasonMissing, "the address is missing", "write the machine's IP address")
+	} else {
+		o.invalid("spec.address", show(spec.Address)+" is not an IP address", "write the machine's IP address; host names are for a ServiceEntry's endpoints")
+	}
+	if !o.failed {
+		o.d.in.Workloads = append(o.d.in.Workloads, w)
+	}
+}
+
+// healthy reads the condition that Istio's health checks keep.
+func healthy(status []byte) bool {
+	var s struct {
+		Conditions []struct{ Type, Status string } `json:"conditions"`
+	}
+	if len(status) == 0 || json.Unmarshal(status, &s) != nil {
+		return true
+	}
+	return !slices.ContainsFunc(s.Conditions, func(c struct{ Type, Status string }) bool {
+		return c.Type == "Healthy" && c.Status == "False"
+	})
+}
+
+func (o *object) checkPorts(field string, ports map[string]uint32) {
+	for _, name := range slices.Sorted(maps.Keys(ports)) {
+		o.checkPort(field+"["+name+"]", int64(ports[name]))
+	}
+}
+
+func (o *object) checkAccount(field, account string) {
+	if e := validation.IsDNS1123Subdomain(account); account != "" && len(e) > 0 {
+		o.invalid(field, show(account)+" is not the name of a service account", rule(e))
+	}
+}
+
+// workloadName makes a name, a DNS label, for an endpoint that has only an address.
+func workloadName(address string) string {
+	if a, err := netip.ParseAddr(address); err == nil {
+		address = a.StringExpanded()
+	}
+	name := strings.NewReplacer(".", "-", ":", "-", "*", "x").Replace(address)
+	if len(name) > 63 {
+		name = strings.TrimRight(name[:63], "-")
+	}
+	return name
+}
