@@ -1,0 +1,253 @@
+package translate
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dnscommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
+	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	networking "istio.io/api/networking/v1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
+	"github.com/isthmus-mesh/isthmus/eastwest/sni"
+	"github.com/isthmus-mesh/isthmus/topologies"
+)
+
+// edsTimeout is how long a new cluster waits for its endpoints before it is used without.
+const edsTimeout = 5 * time.Second
+
+// upstream is one cluster to be: a service's port, and the subset of its endpoints that carry certain labels.
+type upstream struct {
+	service *mesh.Service
+	port    mesh.Port
+	subset  string
+	labels  map[string]string
+	policy  *networking.TrafficPolicy
+	object  mesh.ObjectRef // the DestinationRule
+	facts   facts
+}
+
+// facts are what a service's endpoints have in common.
+type facts struct {
+	gateways bool     // some are behind gateways
+	someTLS  bool     // some take mesh TLS
+	allTLS   bool     // all do
+	ids      []string // who they may be, sorted
+}
+
+func (u upstream) name() string {
+	return clusterName("outbound", u.port.Number, u.subset, u.service.Host)
+}
+
+// carriesMeshTLS reports whether the policy leaves mesh TLS on.
+func (u upstream) carriesMeshTLS() bool {
+	if t := u.policy.GetTls(); t != nil {
+		return t.GetMode() == networking.ClientTLSSettings_ISTIO_MUTUAL
+	}
+	return !u.service.External
+}
+
+// alpn is what mesh clients offer; without an HTTP version the server finds out by the first bytes.
+func (u upstream) alpn() []string {
+	alpn := []string{"istio-peer-exchange", "istio"}
+	h := u.policy.GetConnectionPool().GetHttp()
+	switch p := u.port.Protocol; {
+	case !p.IsHTTP() || h.GetUseClientProtocol():
+		return alpn
+	case p.IsHTTP2() || h.GetH2UpgradePolicy() == networking.ConnectionPoolSettings_HTTPSettings_UPGRADE:
+		return append(alpn, "h2")
+	}
+	return append(alpn, "http/1.1")
+}
+
+// byAddress reports whether connections go to the very address the client dialled.
+func (u upstream) byAddress() bool {
+	return u.service.Resolution == mesh.None || u.service.Headless && !u.port.Protocol.IsHTTP() && u.service.Resolution == mesh.Static
+}
+
+// upstreams lists the clusters of one service.
+func (v *view) upstreams(s *mesh.Service) []upstream {
+	r, f := v.routing.ruleFor(s), v.factsOf(s)
+	var out []upstream
+	for _, p := range s.Ports {
+		if p.Protocol == mesh.UDP {
+			continue
+		}
+		out = append(out, upstream{service: s, port: p, policy: r.policyFor(p.Number, nil), object: r.object, facts: f})
+		for _, sub := range r.subsets {
+			out = append(out, upstream{s, p, sub.GetName(), sub.GetLabels(), r.policyFor(p.Number, sub), r.object, f})
+		}
+	}
+	return out
+}
+
+func (v *view) factsOf(s *mesh.Service) facts {
+	f := facts{allTLS: len(s.Endpoints) > 0}
+	for _, e := range s.Endpoints {
+		path := topologies.Reach(v.snap, v.network, e)
+		f.gateways = f.gateways || !path.Direct && path.Reachable()
+		f.someTLS = f.someTLS || e.TLS
+		f.allTLS = f.allTLS && e.TLS
+		if e.TLS && e.Identity != "" {
+			f.ids = append(f.ids, e.Identity)
+		}
+	}
+	slices.Sort(f.ids)
+	f.ids = slices.Compact(f.ids)
+	return f
+}
+
+// outboundClusters returns every cluster this proxy may send to, with its endpoints, and the ways to remote gateways.
+func (v *view) outboundClusters() Resources {
+	r := Resources{Clusters: []*clusterv3.Cluster{
+		originalDst(passthroughCluster),
+		{Name: blackHoleCluster, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: wire.Duration(time.Second)},
+	}}
+	eitherHTTP(r.Clusters[0])
+	for _, s := range v.snap.Services {
+		for _, u := range v.upstreams(s) {
+			c, a := v.cluster(u)
+			r.Clusters = append(r.Clusters, c)
+			if a != nil {
+				r.Endpoints = append(r.Endpoints, a)
+			}
+		}
+	}
+	clusters, listeners := v.remoteGateways()
+	r.Clusters, r.Listeners = append(r.Clusters, clusters...), listeners
+	return r
+}
+
+// cluster builds one cluster; the assignment is nil when the endpoints are not served by EDS.
+func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadAssignment) {
+	c := &clusterv3.Cluster{
+		Name:            u.name(),
+		ConnectTimeout:  wire.Duration(10 * time.Second),
+		CircuitBreakers: unlimited(),
+	}
+	if u.object.Name != "" {
+		c.Metadata = origin(u.object)
+	}
+	var assignment *endpointv3.ClusterLoadAssignment
+	switch {
+	case u.byAddress():
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST}
+		c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
+	case u.service.Resolution == mesh.DNS:
+		c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+			Name: "envoy.clusters.dns", TypedConfig: wire.Pack(&dnsv3.DnsCluster{RespectDnsTtl: true, DnsLookupFamily: dnscommonv3.DnsLookupFamily_ALL}),
+		}}
+		c.LoadAssignment = v.assignment(u, false)
+	default:
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
+		c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: wire.ADS(edsTimeout)}
+		assignment = v.assignment(u, false)
+	}
+	if u.facts.gateways && u.carriesMeshTLS() {
+		c.ConnectTimeout = wire.Duration(2 * time.Second)
+		c.OutlierDetection = gatewayOutliers()
+		c.CommonLbConfig = noPanic(0)
+	}
+	v.applyPolicy(c, u)
+	v.secure(c, u)
+	httpOptions(c, u.port.Protocol, u.policy.GetConnectionPool().GetHttp())
+	return c, assignment
+}
+
+// secure chooses the transport: per endpoint in the mesh, one for all where a DestinationRule says so.
+func (v *view) secure(c *clusterv3.Cluster, u upstream) {
+	tls := u.policy.GetTls()
+	if tls != nil {
+		switch tls.GetMode() {
+		case networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL:
+			c.TransportSocket = v.originatedTLS(tls, u.service.Host, u.port.Protocol.IsHTTP2(), u.object)
+			return
+		case networking.ClientTLSSettings_DISABLE:
+			return
+		}
+	}
+	always := tls != nil
+	if !always && (u.service.External || !u.facts.someTLS) {
+		return
+	}
+	ids, alpn, name := u.facts.ids, u.alpn(), sni.Istio(u.port.Number, u.subset, u.service.Host)
+	if len(tls.GetSubjectAltNames()) > 0 {
+		ids = slices.Compact(slices.Sorted(slices.Values(tls.GetSubjectAltNames())))
+	}
+	if tls.GetSni() != "" {
+		name = tls.GetSni()
+	}
+	direct := outboundTLS(name, alpn, ids)
+	if u.byAddress() {
+		if always || u.facts.allTLS {
+			c.TransportSocket = direct
+		}
+		return
+	}
+	if u.facts.gateways {
+		c.TransportSocketMatches = append(c.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{
+			Name: "gateway", Match: wire.Strings("tlsMode", "istio", "via", "gateway"),
+			TransportSocket: throughInternal(outboundTLS("", alpn, ids)),
+		})
+	}
+	if always {
+		c.TransportSocket = direct
+		return
+	}
+	c.TransportSocketMatches = append(c.TransportSocketMatches,
+		&clusterv3.Cluster_TransportSocketMatch{Name: "istio", Match: wire.Strings("tlsMode", "istio"), TransportSocket: direct},
+		&clusterv3.Cluster_TransportSocketMatch{Name: "plaintext", Match: wire.Strings(), TransportSocket: rawSocket()})
+}
+
+// throughInternal hands the bytes of inner to an internal listener.
+func throughInternal(inner *corev3.TransportSocket) *corev3.TransportSocket {
+	return &corev3.TransportSocket{Name: "envoy.transport_sockets.internal_upstream", ConfigType: &corev3.TransportSocket_TypedConfig{
+		TypedConfig: wire.Pack(&internalv3.InternalUpstreamTransport{TransportSocket: inner}),
+	}}
+}
+
+// originalDst is a cluster whose one host is the address the client dialled.
+func originalDst(name string) *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST},
+		LbPolicy:             clusterv3.Cluster_CLUSTER_PROVIDED,
+		ConnectTimeout:       wire.Duration(10 * time.Second),
+		CircuitBreakers:      unlimited(),
+	}
+}
+
+// unlimited lifts Envoy's default limits (1,024 connections), which would fail requests that no rule limits.
+func unlimited() *clusterv3.CircuitBreakers {
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections: wire.U32(math.MaxUint32), MaxPendingRequests: wire.U32(math.MaxUint32),
+		MaxRequests: wire.U32(math.MaxUint32), MaxRetries: wire.U32(math.MaxUint32),
+	}}}
+}
+
+// remoteGateways returns, for each cluster that is reached through gateways and runs an endpoint of some service, the
+// internal listener that stands for its network and the cluster of its gateways.
+func (v *view) remoteGateways() (clusters []*clusterv3.Cluster, listeners []*listener) {
+	used := map[mesh.ClusterID]bool{}
+	for _, s := range v.snap.Services {
+		for _, e := range s.Endpoints {
+			if !used[e.Cluster] {
+				p := topologies.Reach(v.snap, v.network, e)
+				used[e.Cluster] = !p.Direct && p.Reachable()
+			}
+		}
+	}
+	for _, c := range v.snap.Clusters {
+		if used[c.ID] {
+			clusters = append(clusters, gatewayCluster(c))
+			listeners = append(listeners, gatewayListener(c.ID))
+		}
+	}
+	return clusters, listeners
+}

@@ -1,0 +1,167 @@
+package translate
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
+)
+
+const (
+	outboundPort = 15001
+	inboundPort  = 15006
+)
+
+// localPort is one port at which this proxy's workload serves.
+type localPort struct {
+	number   uint32 // at the workload
+	protocol mesh.Protocol
+}
+
+// localPorts returns where this proxy's workload serves, sorted. A port that several services share speaks what the
+// Kubernetes Service says, else the first service by host.
+func (v *view) localPorts() []localPort {
+	type claim struct {
+		localPort
+		rank int
+		host string
+	}
+	claims := map[uint32]claim{}
+	for _, s := range v.snap.Services {
+		i := slices.IndexFunc(s.Endpoints, v.isSelf)
+		if i < 0 {
+			continue
+		}
+		c := claim{host: s.Host}
+		if s.Host != mesh.LocalHost(s.Name, s.Namespace) {
+			c.rank = 1
+		}
+		if s.Global {
+			c.rank = 2
+		}
+		for _, p := range s.Ports {
+			if p.Protocol == mesh.UDP {
+				continue
+			}
+			c.localPort = localPort{endpointPort(s.Endpoints[i], p), p.Protocol}
+			old, taken := claims[c.number]
+			if !taken || cmp.Or(cmp.Compare(c.rank, old.rank), cmp.Compare(c.host, old.host)) < 0 {
+				claims[c.number] = c
+			}
+		}
+	}
+	var out []localPort
+	for _, number := range slices.Sorted(maps.Keys(claims)) {
+		out = append(out, claims[number].localPort)
+	}
+	return out
+}
+
+func (v *view) isSelf(e *mesh.Endpoint) bool {
+	return e.Workload == v.proxy.Name && e.Namespace == v.proxy.Namespace && e.Cluster == v.snap.Local.ID
+}
+
+func endpointPort(e *mesh.Endpoint, p mesh.Port) uint32 {
+	return cmp.Or(e.Ports[p.Number], p.Target, p.Number)
+}
+
+// inbound returns the clusters of the workload's own ports and the listener for everything captured on its way in.
+func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
+	auth, local := v.peerAuthentication(), v.localPorts()
+	clusters := []*clusterv3.Cluster{originalDst(inboundPassthroughCluster)}
+	chains := []*listenerv3.FilterChain{{
+		Name:             "loop",
+		FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: wire.U32(inboundPort)},
+		Filters:          []*listenerv3.Filter{tcpProxy("BlackHoleCluster", blackHoleCluster)},
+	}}
+	served := map[uint32]bool{inboundPort: true}
+	for _, p := range local {
+		if served[p.number] {
+			continue
+		}
+		served[p.number] = true
+		c := originalDst(clusterName("inbound", p.number, "", ""))
+		httpOptions(c, p.protocol, nil)
+		clusters = append(clusters, c)
+		chains = append(chains, inboundChains(p, c.GetName(), auth.at(p.number))...)
+	}
+	for _, number := range slices.Sorted(maps.Keys(auth.ports)) {
+		if !served[number] {
+			chains = append(chains, inboundChains(localPort{number, mesh.TCP}, inboundPassthroughCluster, auth.at(number))...)
+		}
+	}
+	chains = append(chains, inboundChains(localPort{0, mesh.TCP}, inboundPassthroughCluster, auth.mode)...)
+	return clusters, v.anyAddress(&listenerv3.Listener{
+		Name:             "virtualInbound",
+		TrafficDirection: inboundDirection,
+		ListenerFilters: []*listenerv3.ListenerFilter{
+			listenerFilter("envoy.filters.listener.original_dst", wire.Pack(&originaldstv3.OriginalDst{})),
+			tlsInspector(),
+		},
+		// A client that sends nothing, or a server that speaks first, is not TLS.
+		ListenerFiltersTimeout: wire.Duration(inspectTimeout), ContinueOnListenerFiltersTimeout: true,
+		FilterChains: chains,
+	}, inboundPort)
+}
+
+// inboundChains returns the filter chains of one port; number 0 stands for all ports without chains of their own. Envoy
+// does not look back once the port and the transport match, so every pair that is to be taken has its own chain.
+func inboundChains(p localPort, cluster string, mode mtlsMode) []*listenerv3.FilterChain {
+	chain := func(kind, transport string, alpn []string, filters ...*listenerv3.Filter) *listenerv3.FilterChain {
+		m := &listenerv3.FilterChainMatch{TransportProtocol: transport, ApplicationProtocols: alpn}
+		if p.number != 0 {
+			m.DestinationPort = wire.U32(p.number)
+		}
+		return &listenerv3.FilterChain{Name: wire.Itoa(p.number) + "|" + kind, FilterChainMatch: m, Filters: filters}
+	}
+	filter := tcpProxy(cluster, cluster)
+	if p.protocol.IsHTTP() {
+		filter = inboundHTTP(p, cluster)
+	}
+	var out []*listenerv3.FilterChain
+	if mode != mtlsDisable {
+		c := chain("mtls", "tls", meshALPN(), filter)
+		c.TransportSocket = inboundTLS()
+		out = append(out, c)
+	}
+	if mode != mtlsStrict {
+		out = append(out,
+			chain("plaintext", "raw_buffer", nil, filter),
+			chain("app-tls", "tls", nil, tcpProxy(cluster, cluster)))
+	}
+	return out
+}
+
+func inboundHTTP(p localPort, cluster string) *listenerv3.Filter {
+	return connectionManager(&hcmv3.HttpConnectionManager{
+		StatPrefix: "inbound_" + wire.Itoa(p.number),
+		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
+			Name:             cluster,
+			ValidateClusters: wire.No(),
+			VirtualHosts: []*routev3.VirtualHost{{Name: "inbound|http|" + wire.Itoa(p.number), Domains: []string{"*"}, Routes: []*routev3.Route{{
+				Name:   "default",
+				Match:  httprule.EveryPath(),
+				Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}, Timeout: wire.Duration(0)}},
+			}}}},
+		}},
+		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
+		ForwardClientCertDetails:   hcmv3.HttpConnectionManager_SANITIZE_SET,
+		SetCurrentClientCertDetails: &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{
+			Uri: true,
+		},
+	})
+}
+
+func tlsInspector() *listenerv3.ListenerFilter {
+	return listenerFilter("envoy.filters.listener.tls_inspector", wire.Pack(&tlsinspectorv3.TlsInspector{}))
+}

@@ -1,0 +1,280 @@
+package translate
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	networking "istio.io/api/networking/v1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
+	"github.com/isthmus-mesh/isthmus/topologies"
+)
+
+// plainHTTPPort is where hosts are routed that a VirtualService names and no service has.
+const plainHTTPPort = 80
+
+// outbound returns the listeners that captured connections are handed to by their destination, and their routes.
+func (v *view) outbound() ([]*listener, []*routev3.RouteConfiguration) {
+	listeners := []*listener{v.virtualOutbound()}
+	var routes []*routev3.RouteConfiguration
+	hosts := v.virtualHosts()
+	for _, port := range slices.Sorted(maps.Keys(hosts)) {
+		name := wire.Itoa(port)
+		routes = append(routes, &routev3.RouteConfiguration{
+			Name: name, ValidateClusters: wire.No(),
+			VirtualHosts: append(uniqueDomains(hosts[port]), virtualHost("allow_any", []string{"*"}, []*routev3.Route{passthroughRoute()})),
+		})
+		listeners = append(listeners, v.anyAddress(&listener{
+			Name: "0.0.0.0_" + name, BindToPort: wire.No(), TrafficDirection: outboundDirection,
+			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{connectionManager(&hcmv3.HttpConnectionManager{
+				StatPrefix: "outbound_0.0.0.0_" + name, RouteSpecifier: rds(name),
+			})}}},
+		}, port))
+	}
+	return append(listeners, v.tcpListeners(hosts)...), routes
+}
+
+// virtualOutbound takes everything that leaves; what no other listener is for goes where it was sent to. A connection
+// made to the port itself would go round in circles, so it is closed.
+func (v *view) virtualOutbound() *listener {
+	return v.anyAddress(&listener{
+		Name: "virtualOutbound", TrafficDirection: outboundDirection, UseOriginalDst: wire.Yes(),
+		FilterChains: []*listenerv3.FilterChain{{
+			Name:             "loop",
+			FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: wire.U32(outboundPort)},
+			Filters:          []*listenerv3.Filter{tcpProxy(blackHoleCluster, blackHoleCluster)},
+		}},
+		DefaultFilterChain: &listenerv3.FilterChain{
+			Name: "passthrough", Filters: []*listenerv3.Filter{tcpProxy(passthroughCluster, passthroughCluster)},
+		},
+	}, outboundPort)
+}
+
+func passthroughRoute() *routev3.Route {
+	return &routev3.Route{Name: "allow_any", Match: httprule.EveryPath(), Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: passthroughCluster}, Timeout: wire.Duration(0),
+	}}}
+}
+
+// virtualHosts returns, for each port that some service speaks HTTP on, one virtual host per service, sorted.
+func (v *view) virtualHosts() map[uint32][]*routev3.VirtualHost {
+	out := map[uint32][]*routev3.VirtualHost{}
+	for _, s := range v.snap.Services {
+		for _, p := range s.Ports {
+			if !p.Protocol.IsHTTP() {
+				continue
+			}
+			if p.Number == outboundPort || p.Number == inboundPort {
+				v.problems.add(s.Object, "spec.ports", reasonPortConflict, "port "+wire.Itoa(p.Number)+" is the proxy's own")
+				continue
+			}
+			out[p.Number] = append(out[p.Number], virtualHost(s.Host+":"+wire.Itoa(p.Number), v.domains(s, p.Number), v.routesOf(s, p)))
+		}
+	}
+	for _, host := range slices.Sorted(maps.Keys(v.routing.byHost)) {
+		vs := v.routing.byHost[host]
+		if host == "*" || v.snap.Service(host) != nil {
+			continue
+		}
+		if routes := v.httpRoutes(vs, site{meshGateway, plainHTTPPort}); len(routes) > 0 {
+			out[plainHTTPPort] = append(out[plainHTTPPort], virtualHost(host+":80", withPort([]string{host}, plainHTTPPort), routes))
+		}
+	}
+	return out
+}
+
+// routesOf are the routes of a service's port: its VirtualService's, or straight to the service where none is for it.
+func (v *view) routesOf(s *mesh.Service, p mesh.Port) []*routev3.Route {
+	if vs := v.routing.virtualService(s.Host); vs != nil {
+		if routes := v.httpRoutes(vs, site{meshGateway, p.Number}); len(routes) > 0 {
+			return routes
+		}
+	}
+	return []*routev3.Route{directRoute(clusterName("outbound", p.Number, "", s.Host), v.routing.ruleFor(s).policyFor(p.Number, nil))}
+}
+
+// tcpListeners returns one listener for each address and port of services that do not speak HTTP. TLS services without
+// an address share the port's wildcard listener and are told apart by server name.
+func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener {
+	var out []*listener
+	owner := map[string]string{}
+	shared := map[uint32][]*listenerv3.FilterChain{}
+	for _, s := range v.snap.Services {
+		for _, p := range s.Ports {
+			if p.Protocol.IsHTTP() || p.Protocol == mesh.UDP {
+				continue
+			}
+			chains := v.tcpChains(s, p)
+			addresses := v.listenAddresses(s)
+			if len(addresses) == 0 {
+				v.share(shared, s, p, chains, http)
+			}
+			for _, a := range addresses {
+				l := &listener{
+					Name: a.String() + "_" + wire.Itoa(p.Number), Address: wire.Socket(a.String(), p.Number),
+					BindToPort: wire.No(), TrafficDirection: outboundDirection, FilterChains: chains,
+				}
+				if first, taken := owner[l.Name]; taken {
+					if first != s.Host {
+						v.problems.add(s.Object, "", reasonPortConflict, wire.JoinHostPort(a, p.Number)+" belongs to "+first)
+					}
+					continue
+				}
+				owner[l.Name] = s.Host
+				out = append(out, inspectTLS(l))
+			}
+		}
+	}
+	for _, port := range slices.Sorted(maps.Keys(shared)) {
+		out = append(out, inspectTLS(v.anyAddress(&listener{
+			Name: "0.0.0.0_" + wire.Itoa(port), BindToPort: wire.No(), TrafficDirection: outboundDirection, FilterChains: shared[port],
+			DefaultFilterChain: &listenerv3.FilterChain{Filters: []*listenerv3.Filter{tcpProxy(passthroughCluster, passthroughCluster)}},
+		}, port)))
+	}
+	return out
+}
+
+// share adds the chains of a service without address to the port's wildcard listener.
+func (v *view) share(shared map[uint32][]*listenerv3.FilterChain, s *mesh.Service, p mesh.Port, chains []*listenerv3.FilterChain, http map[uint32][]*routev3.VirtualHost) {
+	switch {
+	case p.Protocol == mesh.TCP:
+		if s.Resolution != mesh.None && !s.Headless {
+			v.problems.add(s.Object, "spec.addresses", reasonNoAddress, "port "+wire.Itoa(p.Number)+" of "+s.Host+" is TCP and the host has no address to know it by")
+		}
+	case http[p.Number] != nil:
+		v.problems.add(s.Object, "spec.ports", reasonPortConflict, "port "+wire.Itoa(p.Number)+" of "+s.Host+" is TLS without an address, other services speak HTTP there")
+	case s.Host != "*":
+		taken := map[string]bool{}
+		for _, c := range shared[p.Number] {
+			for _, n := range c.GetFilterChainMatch().GetServerNames() {
+				taken[n] = true
+			}
+		}
+		for _, c := range chains {
+			if c.FilterChainMatch == nil {
+				c.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: []string{s.Host}}
+			}
+			if !slices.ContainsFunc(c.GetFilterChainMatch().GetServerNames(), func(n string) bool { return taken[n] }) {
+				shared[p.Number] = append(shared[p.Number], c)
+				taken[c.GetFilterChainMatch().GetServerNames()[0]] = true
+			}
+		}
+	}
+}
+
+// inspectTLS lets a listener read the server name when a chain asks for it.
+func inspectTLS(l *listener) *listener {
+	if slices.ContainsFunc(l.GetFilterChains(), func(c *listenerv3.FilterChain) bool { return len(c.GetFilterChainMatch().GetServerNames()) > 0 }) {
+		l.ListenerFilters = []*listenerv3.ListenerFilter{tlsInspector()}
+		l.ListenerFiltersTimeout, l.ContinueOnListenerFiltersTimeout = wire.Duration(inspectTimeout), true
+	}
+	return l
+}
+
+// listenAddresses are the addresses that DNS answers for s: its own, or those of endpoints reached directly.
+func (v *view) listenAddresses(s *mesh.Service) []netip.Addr {
+	if !s.Headless {
+		return s.VIPs
+	}
+	var out []netip.Addr
+	for _, e := range s.Endpoints {
+		if a, err := netip.ParseAddr(e.Address); err == nil && topologies.Reach(v.snap, v.network, e).Direct {
+			out = append(out, a.Unmap())
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}
+
+// tcpChains are the chains of one TCP or TLS port: one for each server name a VirtualService routes, and one for the rest.
+func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain {
+	rest := tcpProxy(clusterName("outbound", p.Number, "", s.Host), clusterName("outbound", p.Number, "", s.Host))
+	vs := v.routing.virtualService(s.Host)
+	if vs == nil {
+		return []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{rest}}}
+	}
+	at := site{meshGateway, p.Number}
+	var out []*listenerv3.FilterChain
+	taken := map[string]bool{}
+	for i, t := range vs.Spec.GetTls() {
+		for _, m := range t.GetMatch() {
+			names := slices.DeleteFunc(slices.Clone(m.GetSniHosts()), func(n string) bool { return taken[n] })
+			field := "spec.tls[" + strconv.Itoa(i) + "]"
+			if len(names) == 0 || !v.applies(at, vs, m) ||
+				v.bySubnet(vs, field, m.GetDestinationSubnets()) {
+				continue
+			}
+			for _, n := range names {
+				taken[n] = true
+			}
+			out = append(out, &listenerv3.FilterChain{
+				FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: names},
+				Filters:          []*listenerv3.Filter{v.tcpRoute(vs, t.GetRoute(), at, field)},
+			})
+		}
+	}
+	if f := v.firstTCPRoute(vs, at); f != nil {
+		rest = f
+	}
+	return append(out, &listenerv3.FilterChain{Filters: []*listenerv3.Filter{rest}})
+}
+
+func (v *view) firstTCPRoute(vs *mesh.VirtualService, at site) *listenerv3.Filter {
+	for i, t := range vs.Spec.GetTcp() {
+		matches, field := t.GetMatch(), "spec.tcp["+strconv.Itoa(i)+"]"
+		if len(matches) == 0 {
+			matches = []*networking.L4MatchAttributes{{}}
+		}
+		for _, m := range matches {
+			if v.applies(at, vs, m) &&
+				!v.bySubnet(vs, field, m.GetDestinationSubnets()) {
+				return v.tcpRoute(vs, t.GetRoute(), at, field)
+			}
+		}
+	}
+	return nil
+}
+
+func (v *view) bySubnet(vs *mesh.VirtualService, field string, subnets []string) bool {
+	if len(subnets) > 0 {
+		v.problems.add(vs.Object, field+".match.destinationSubnets", reasonUnsupported, "this match is left out")
+	}
+	return len(subnets) > 0
+}
+
+// tcpRoute spreads connections over the destinations; one that does not exist keeps its share, which is closed.
+func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDestination, at site, field string) *listenerv3.Filter {
+	t := &tcpproxyv3.TcpProxy{IdleTimeout: wire.Duration(0), StatPrefix: "outbound|" + vs.Object.String()}
+	weighted := &tcpproxyv3.TcpProxy_WeightedCluster{}
+	for i, d := range routes {
+		if len(routes) > 1 && d.GetWeight() <= 0 {
+			continue
+		}
+		name := blackHoleCluster
+		if to, ok := v.resolve(d.GetDestination(), at.port, vs.Object, field+".route["+strconv.Itoa(i)+"].destination"); ok {
+			name = to.cluster
+			if to.policy.GetLoadBalancer().GetConsistentHash().GetUseSourceIp() {
+				t.HashPolicy = []*typev3.HashPolicy{{PolicySpecifier: &typev3.HashPolicy_SourceIp_{SourceIp: &typev3.HashPolicy_SourceIp{}}}}
+			}
+		}
+		weighted.Clusters = append(weighted.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{Name: name, Weight: uint32(max(d.GetWeight(), 1))})
+	}
+	switch len(weighted.Clusters) {
+	case 0:
+		t.ClusterSpecifier = &tcpproxyv3.TcpProxy_Cluster{Cluster: blackHoleCluster}
+	case 1:
+		t.ClusterSpecifier = &tcpproxyv3.TcpProxy_Cluster{Cluster: weighted.Clusters[0].GetName()}
+	default:
+		t.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: weighted}
+	}
+	return tcpFilter(t)
+}

@@ -1,0 +1,141 @@
+// Package translate turns a Snapshot into the Envoy resources of one proxy: a sidecar, an ingress gateway, or a gRPC
+// client without a proxy. It is pure: equal snapshots and proxies give equal resources in equal order. It does not know
+// how resources are served, and it does not make the resources of east-west gateways.
+package translate
+
+import (
+	"cmp"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+// Resources are what one proxy is served. Each list is sorted by resource name, and names are unique in it.
+type Resources struct {
+	Clusters  []*clusterv3.Cluster
+	Endpoints []*endpointv3.ClusterLoadAssignment
+	Listeners []*listenerv3.Listener
+	Routes    []*routev3.RouteConfiguration
+	Secrets   []*tlsv3.Secret
+}
+
+// Names of clusters that stand for no service.
+const (
+	passthroughCluster        = "PassthroughCluster"
+	blackHoleCluster          = "BlackHoleCluster"
+	inboundPassthroughCluster = "InboundPassthroughCluster"
+)
+
+// meshGateway is the gateway name that stands for all sidecars in a VirtualService.
+const meshGateway = "mesh"
+
+// rootNamespace holds the objects that apply to the whole mesh.
+const rootNamespace = "istio-system"
+
+// Translate returns what p is served for snap, and what was left out and why. A Router that is an east-west gateway
+// gets nothing here.
+func Translate(snap *mesh.Snapshot, p *mesh.Proxy) (Resources, []mesh.Problem) {
+	if snap == nil || snap.Local == nil || p.EastWest {
+		return Resources{}, nil
+	}
+	v := newView(snap, p)
+	var r Resources
+	switch p.Type {
+	case mesh.Proxyless:
+		r = v.proxyless()
+	case mesh.Router:
+		r = v.ingress()
+	default:
+		r = v.sidecar()
+	}
+	return r.sorted(), v.problems.sorted()
+}
+
+func (v *view) sidecar() Resources {
+	r := v.outboundClusters()
+	if s := TrustBundle(v.snap); s != nil {
+		r.Secrets = append(r.Secrets, s)
+	}
+	clusters, inbound := v.inbound()
+	r.Clusters = append(r.Clusters, clusters...)
+	listeners, routes := v.outbound()
+	r.Listeners = append(append(r.Listeners, listeners...), inbound)
+	r.Routes = routes
+	return r
+}
+
+// view is what the translation of one proxy reads. Only problems grows while it works.
+type view struct {
+	snap     *mesh.Snapshot
+	proxy    *mesh.Proxy
+	network  mesh.NetworkID
+	ipv6     bool
+	routing  *routing
+	problems *problems
+}
+
+func newView(snap *mesh.Snapshot, p *mesh.Proxy) *view {
+	v := &view{snap: snap, proxy: p, network: cmp.Or(p.Network, snap.Local.Network), problems: &problems{}}
+	for _, a := range p.Addresses {
+		v.ipv6 = v.ipv6 || a.Is6() && !a.Is4In6()
+	}
+	v.routing = newRouting(snap, p, v.problems)
+	return v
+}
+
+// problems collects what was left out; the same problem met twice counts once.
+type problems struct{ list []mesh.Problem }
+
+func (ps *problems) add(object mesh.ObjectRef, field, reason, message string) {
+	ps.list = append(ps.list, mesh.Problem{Object: object, Field: field, Reason: reason, Message: message, Remedy: remedies[reason]})
+}
+
+func (ps *problems) sorted() []mesh.Problem {
+	slices.SortFunc(ps.list, func(a, b mesh.Problem) int { return cmp.Compare(a.String(), b.String()) })
+	return slices.Compact(ps.list)
+}
+
+// Reasons of Problems.
+const (
+	reasonUnknownHost   = "UnknownHost"
+	reasonUnknownSubset = "UnknownSubset"
+	reasonUnknownPort   = "UnknownPort"
+	reasonUnsupported   = "Unsupported"
+	reasonHostConflict  = "HostConflict"
+	reasonPortConflict  = "PortConflict"
+	reasonInvalid       = "InvalidValue"
+	reasonNoAddress     = "NoAddress"
+	reasonServerName    = "InvalidServerName"
+)
+
+var remedies = map[string]string{
+	reasonUnknownHost:   "create the Service or ServiceEntry, or correct the host; until then such requests get 503",
+	reasonUnknownSubset: "add the subset to the DestinationRule of that host; until then such requests get 503",
+	reasonUnknownPort:   "name a port of the service; until then such requests get 503",
+	reasonHostConflict:  "merge the objects into one, only the first by namespace and name is used",
+	reasonPortConflict:  "give one of the services another port or an address of its own",
+	reasonNoAddress:     "add addresses to the ServiceEntry",
+	reasonServerName:    "use names that are DNS labels and shorter, the endpoint is not reachable through gateways",
+}
+
+// sorted orders every list by resource name and drops later resources of a name already taken.
+func (r Resources) sorted() Resources {
+	return Resources{
+		Clusters:  byName(r.Clusters, (*clusterv3.Cluster).GetName),
+		Endpoints: byName(r.Endpoints, (*endpointv3.ClusterLoadAssignment).GetClusterName),
+		Listeners: byName(r.Listeners, (*listenerv3.Listener).GetName),
+		Routes:    byName(r.Routes, (*routev3.RouteConfiguration).GetName),
+		Secrets:   byName(r.Secrets, (*tlsv3.Secret).GetName),
+	}
+}
+
+func byName[T any](list []T, name func(T) string) []T {
+	slices.SortStableFunc(list, func(a, b T) int { return cmp.Compare(name(a), name(b)) })
+	return slices.CompactFunc(list, func(a, b T) bool { return name(a) == name(b) })
+}

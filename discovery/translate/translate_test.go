@@ -1,0 +1,144 @@
+package translate_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/internal/golden"
+)
+
+func render(t *testing.T, r translate.Resources, problems []mesh.Problem) map[string]string {
+	t.Helper()
+	return map[string]string{
+		"listeners.json": golden.ProtoJSON(t, r.Listeners), "clusters.json": golden.ProtoJSON(t, r.Clusters),
+		"endpoints.json": golden.ProtoJSON(t, r.Endpoints), "routes.json": golden.ProtoJSON(t, r.Routes),
+		"secrets.json": golden.ProtoJSON(t, r.Secrets), "problems.txt": golden.Lines(problems),
+	}
+}
+
+func TestTranslateGolden(t *testing.T) {
+	for _, c := range golden.Cases(t, "testdata/*.txtar") {
+		t.Run(c.Name, func(t *testing.T) {
+			p := proxies()[c.Name]
+			if p == nil {
+				t.Fatalf("no proxy is named %s", c.Name)
+			}
+			r, problems := translate.Translate(bookstore(), p)
+			files := render(t, r, problems)
+			for _, name := range []string{"problems.txt", "listeners.json", "routes.json", "clusters.json", "endpoints.json", "secrets.json"} {
+				c.Want(t, name, files[name])
+			}
+		})
+	}
+}
+
+// TestTranslateOrder shuffles what a source may report in any order: endpoints, and the subsets of a rule.
+func TestTranslateOrder(t *testing.T) {
+	for name, p := range proxies() {
+		r, problems := translate.Translate(bookstore(), p)
+		want := render(t, r, problems)
+		for seed := range uint64(20) {
+			snap := bookstore()
+			rng := rand.New(rand.NewPCG(seed, 1))
+			for _, s := range snap.Services {
+				shuffle(rng, s.Endpoints)
+			}
+			for _, d := range snap.DestinationRules {
+				shuffle(rng, d.Spec.Subsets)
+			}
+			r, problems := translate.Translate(snap, p)
+			for file, text := range render(t, r, problems) {
+				if text != want[file] {
+					t.Errorf("%s, seed %d: %s differs", name, seed, file)
+				}
+			}
+		}
+	}
+}
+
+func shuffle[T any](rng *rand.Rand, list []T) {
+	rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+}
+
+func TestParseProxy(t *testing.T) {
+	meta, err := structpb.NewStruct(map[string]any{
+		"NETWORK": "net-a", "NAMESPACE": "default", "INSTANCE_IPS": "10.0.0.2, fd00::2", "LABELS": map[string]any{"app": "web"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ id, identity, wantErr string }{
+		{"sidecar~10.0.0.2~web.1.default~default.svc.cluster.local", "spiffe://amber.mesh/ns/default/sa/web", ""},
+		{"sidecar~10.0.0.2~web.default~default.svc.cluster.local", "spiffe://amber.mesh/ns/other/sa/web", "of another namespace"},
+		{"sidecar~10.0.0.2~web.other~other.svc.cluster.local", "", "metadata NAMESPACE"},
+		{"sidecar~10.0.0.2~web~default.svc.cluster.local", "", "is not NAME.NAMESPACE"},
+		{"sidecar~10.0.0~web.default~x", "", "not an IP"},
+		{"ztunnel~10.0.0.2~web.default~x", "", "is none of"},
+		{"sidecar", "", "want TYPE~IP"},
+	} {
+		p, err := translate.ParseProxy(&corev3.Node{Id: c.id, Metadata: meta}, c.identity)
+		if c.wantErr != "" {
+			if err == nil || !strings.Contains(err.Error(), c.wantErr) {
+				t.Errorf("%s: error %v, want %q", c.id, err, c.wantErr)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c.id, err)
+			continue
+		}
+		if p.Name != "web.1" || p.Namespace != "default" || len(p.Addresses) != 2 || p.Labels["app"] != "web" || p.Network != "net-a" {
+			t.Errorf("%s: got %+v", c.id, p)
+		}
+	}
+}
+
+func FuzzParseProxy(f *testing.F) {
+	f.Add("sidecar~10.0.0.2~web.default~default.svc.cluster.local", "fd00::2,10.0.0.3", "spiffe://a/ns/default/sa/b")
+	f.Add("router~::1~.~", "", "")
+	f.Fuzz(func(t *testing.T, id, ips, identity string) {
+		meta := &structpb.Struct{Fields: map[string]*structpb.Value{"INSTANCE_IPS": structpb.NewStringValue(ips)}}
+		p, err := translate.ParseProxy(&corev3.Node{Id: id, Metadata: meta}, identity)
+		if err == nil && (p.Name == "" || p.Namespace == "" || len(p.Addresses) == 0) {
+			t.Errorf("%q gives %+v", id, p)
+		}
+	})
+}
+
+func TestTrustBundle(t *testing.T) {
+	snap := bookstore()
+	intruder := *snap.Clusters[1]
+	intruder.ID, intruder.TrustDomain, intruder.Roots = "aaa", "amber.mesh", []byte(fixedRoot+fixedRoot)
+	snap.Clusters = append([]*mesh.Cluster{&intruder}, snap.Clusters...)
+	text := translate.TrustBundle(snap).String()
+	if strings.Count(text, "amber.mesh") != 1 || strings.Contains(text, "cedar.mesh") || !strings.Contains(text, "birch.mesh") {
+		t.Errorf("want amber.mesh once with its own roots, birch.mesh, and no cedar.mesh, whose roots are not PEM:\n%s", text)
+	}
+	if translate.TrustBundle(&mesh.Snapshot{}) != nil {
+		t.Error("a bundle without roots")
+	}
+}
+
+// BenchmarkTranslate builds all resources of one sidecar in a mesh of 1,000 services with 10 endpoints each.
+func BenchmarkTranslate(b *testing.B) {
+	snap := bookstore()
+	snap.VirtualServices, snap.DestinationRules, snap.Services = nil, nil, nil
+	for i := range 1000 {
+		name := fmt.Sprintf("s%04d", i)
+		s := &mesh.Service{Host: mesh.LocalHost(name, "default"), Name: name, Namespace: "default", Ports: []mesh.Port{{Number: 9080, Protocol: mesh.HTTP}}}
+		for j := range 10 {
+			s.Endpoints = append(s.Endpoints, pod(snap.Local, fmt.Sprintf("%s-%d", name, j), fmt.Sprintf("10.1.%d.%d", i%250, j), "v1"))
+		}
+		snap.Services = append(snap.Services, s)
+	}
+	for b.Loop() {
+		translate.Translate(snap, proxies()["sidecar"])
+	}
+}
