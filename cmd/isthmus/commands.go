@@ -133,7 +133,7 @@ func tokenInspectCommand(o *options) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := token.Parse(args[0])
 			if err != nil {
-				return diag.Hint(fmt.Errorf("read the token: %w", err), "copy the whole line that \"isthmus token create\" printed")
+				return fmt.Errorf("read the token: %w", err)
 			}
 			return printJSON(cmd.OutOrStdout(), p)
 		},
@@ -200,7 +200,7 @@ Both sides learn each other's roots, keys and gateways; every member that the is
 				req.Token = strings.TrimSpace(string(data[:n]))
 			}
 			if p, err := token.Parse(req.Token); err != nil {
-				return diag.Hint(fmt.Errorf("read the token: %w", err), "copy the whole line that \"isthmus token create\" printed")
+				return fmt.Errorf("read the token: %w", err)
 			} else if o.output != "json" {
 				fmt.Fprintf(cmd.ErrOrStderr(), "joining %s through %s ...\n", p.Issuer, strings.Join(p.Endpoints, ", "))
 			}

@@ -129,7 +129,8 @@ func (d *daemon) join(ctx context.Context, r admin.JoinRequest) (admin.JoinReply
 		if r.Kind == protocol.KindCluster && !slices.Contains(reply.Members, r.Origin) {
 			reply.Members = append(reply.Members, r.Origin)
 		}
-		if r.Kind == protocol.KindCluster && len(reply.Members) == 2 {
+		c := new(federationv1.Cluster)
+		if r.Kind == protocol.KindCluster && proto.Unmarshal(r.Body, c) == nil && c.TrustDomain == string(p.Issuer) {
 			reply.Issuer = r.Origin
 		}
 	}

@@ -62,7 +62,7 @@ type Peering struct {
 	cfg     Config
 	start   time.Time
 	events  chan protocol.Event
-	calls   chan func(now time.Duration)
+	calls   chan func(ctx context.Context, now time.Duration)
 	status  atomic.Pointer[Status]
 	rejects *prometheus.CounterVec
 	ended   chan struct{}
@@ -97,7 +97,7 @@ func New(cfg Config) (*Peering, error) {
 		return nil, fmt.Errorf("federation: %w", err)
 	}
 	p := &Peering{
-		cfg: cfg, start: time.Now(), events: make(chan protocol.Event, 1024), calls: make(chan func(time.Duration)), ended: make(chan struct{}),
+		cfg: cfg, start: time.Now(), events: make(chan protocol.Event, 1024), calls: make(chan func(context.Context, time.Duration)), ended: make(chan struct{}),
 		links: map[mesh.ClusterID]*link{}, given: map[mesh.ClusterID]bool{}, stale: map[mesh.ClusterID]time.Time{}, feeds: map[mesh.ClusterID]*feed{},
 		rejects: promauto.With(cfg.Reg).NewCounterVec(prometheus.CounterOpts{
 			Namespace: "isthmus", Subsystem: "peering", Name: "rejected_total", Help: "Records and statements that were not taken, by reason.",
@@ -141,7 +141,7 @@ func (p *Peering) Run(ctx context.Context) error {
 		case ev := <-p.events:
 			err = p.step(ctx, p.more(ev)...)
 		case call := <-p.calls:
-			call(time.Since(p.start))
+			call(ctx, time.Since(p.start))
 			err = p.step(ctx, protocol.Tick{})
 		case <-changed:
 			snap, changed = p.cfg.Snapshots.Latest()
@@ -380,11 +380,11 @@ func (p *Peering) send(ctx context.Context, ev protocol.Event) {
 	}
 }
 
-// call runs f between two steps and returns its error.
-func (p *Peering) call(ctx context.Context, f func(now time.Duration) error) error {
+// call runs f between two steps and returns its error. f gets the context of Run: what it starts outlives the caller.
+func (p *Peering) call(ctx context.Context, f func(ctx context.Context, now time.Duration) error) error {
 	result := make(chan error, 1)
 	select {
-	case p.calls <- func(now time.Duration) { result <- f(now) }:
+	case p.calls <- func(run context.Context, now time.Duration) { result <- f(run, now) }:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-p.ended:
@@ -395,7 +395,7 @@ func (p *Peering) call(ctx context.Context, f func(now time.Duration) error) err
 
 // change steps one event and reports the first refusal it met as an error.
 func (p *Peering) change(ctx context.Context, check func() error, ev protocol.Event) error {
-	return p.call(ctx, func(now time.Duration) error {
+	return p.call(ctx, func(ctx context.Context, now time.Duration) error {
 		if check != nil {
 			if err := check(); err != nil {
 				return err
@@ -423,7 +423,7 @@ func (p *Peering) Admit(ctx context.Context, m *federationv1.Member, cluster *fe
 	}
 	var records []*federationv1.Record
 	waits := false
-	err = p.call(ctx, func(time.Duration) error {
+	err = p.call(ctx, func(context.Context, time.Duration) error {
 		for _, peer := range p.core.Peers() {
 			waits = waits || string(peer.Name) == m.Name && peer.State == protocol.Pending
 		}
@@ -461,7 +461,7 @@ func (p *Peering) Evict(ctx context.Context, name string) error {
 // OwnRecord returns the local cluster's signed cluster record, for a join request.
 func (p *Peering) OwnRecord(ctx context.Context) (*federationv1.Record, error) {
 	var own *federationv1.Record
-	err := p.call(ctx, func(time.Duration) error {
+	err := p.call(ctx, func(context.Context, time.Duration) error {
 		for _, r := range p.core.Records() {
 			if r.Origin == string(p.cfg.Core.Name) && r.Kind == protocol.KindCluster {
 				own = r

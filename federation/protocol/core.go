@@ -1,0 +1,567 @@
+package protocol
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/ed25519"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"google.golang.org/protobuf/proto"
+)
+
+// Core is the state machine. It is not safe for concurrent use; its driver owns it.
+type Core struct {
+	cfg     Config
+	rng     *rand.Rand
+	started bool
+	now     time.Duration // never falls, and goes on where the driver's clock fell back
+	clock   time.Duration // what the driver's clock said last
+	start   time.Duration
+
+	self    *origin
+	origins map[mesh.ClusterID]*origin // the local one, members and pending ones
+	members map[mesh.ClusterID]*member // whom we trust, ourselves not included
+	order   []mesh.ClusterID           // their names, sorted
+	links   map[mesh.ClusterID]string  // peers whose stream is up, and its path
+
+	wanted   map[slot][]byte // what Declare said last
+	declared bool
+
+	out       []Action
+	topology  bool // members or cluster records changed
+	records   []*federationv1.Record
+	nextSweep time.Duration
+}
+
+// slot names a record of one origin.
+type slot struct{ kind, key string }
+
+func (s slot) compare(o slot) int {
+	return cmp.Or(cmp.Compare(s.kind, o.kind), cmp.Compare(s.key, o.key))
+}
+
+// tomb is the slot of the tombstone that covers s.
+func (s slot) tomb() slot { return slot{KindTombstone, s.kind + "/" + s.key} }
+
+// covered is the slot that the tombstone s covers.
+func (s slot) covered() slot {
+	kind, key, _ := strings.Cut(s.key, "/")
+	return slot{kind, key}
+}
+
+// entry is one record held.
+type entry struct {
+	rec      *federationv1.Record
+	aud      audience
+	member   *federationv1.Member // kinds member and pending
+	at       time.Duration        // when it came
+	verified bool                 // false: from disk, not needed yet
+	adopted  bool                 // said by us, learnt from others
+}
+
+func (e *entry) size() int { return len(e.rec.Key) + len(e.rec.Body) + 128 }
+
+// origin is all that is known of one cluster.
+type origin struct {
+	id      mesh.ClusterID
+	entries map[slot]*entry
+	vouches map[mesh.ClusterID]*entry // its member records
+	pending *federationv1.Member      // waits for approval here
+	mark    Mark                      // of everything
+	public  Mark                      // of what every member may see
+	counts  map[string]int
+	bytes   int
+	cluster *federationv1.Cluster
+	digest  []byte // nil: to be computed
+
+	alive     life
+	behind    *behind
+	connected *Connect
+	rejected  uint64
+	problem   string
+}
+
+// member is a cluster we trust, and who vouches for it.
+type member struct {
+	name     mesh.ClusterID
+	td       mesh.TrustDomain
+	key      ed25519.PublicKey
+	tokenID  string
+	vouchers []mesh.ClusterID
+}
+
+// New makes a Core. It does nothing before the first Step.
+func New(cfg Config, state State) *Core {
+	cfg = cfg.withDefaults()
+	c := &Core{
+		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0x69737468)),
+		origins: map[mesh.ClusterID]*origin{}, members: map[mesh.ClusterID]*member{}, links: map[mesh.ClusterID]string{},
+	}
+	c.self = c.originOf(cfg.Name)
+	c.load(state)
+	return c
+}
+
+func (c *Core) load(state State) {
+	for _, r := range state.Records {
+		s := slot{r.GetKind(), r.GetKey()}
+		e, ref := newEntry(r)
+		if s.kind == KindPending && r.Origin == string(c.cfg.Name) {
+			if ref == nil {
+				c.originOf(mesh.ClusterID(s.key)).pending = e.member
+				c.self.put(s, e)
+			}
+			continue
+		}
+		if ref == nil {
+			ref = validate(r)
+		}
+		if ref != nil { // not ours to read any more
+			c.out = append(c.out, Remove{mesh.ClusterID(r.GetOrigin()), r.GetKind(), r.GetKey()})
+			continue
+		}
+		o := c.originOf(mesh.ClusterID(r.Origin))
+		if o.judge(s, r) != newer {
+			c.out = append(c.out, Remove{o.id, s.kind, s.key})
+			continue
+		}
+		o.put(s, e)
+		if covered := s.covered(); s.kind == KindTombstone && o.older(covered, r) {
+			o.drop(covered)
+			c.out = append(c.out, Remove{o.id, covered.kind, covered.key})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(state.Marks)) {
+		if o := c.origins[id]; o != nil && o.mark.Less(state.Marks[id]) {
+			o.mark = state.Marks[id]
+		}
+	}
+	for id, at := range state.LastHeard {
+		if o := c.origins[id]; o != nil {
+			o.alive.last, o.alive.heard = at, true
+		}
+	}
+	if c.self.mark.Epoch == 0 {
+		c.self.mark.Epoch = 1
+	}
+	// A ledger restored from a copy would say again, with other bodies, numbers that were said before. Skipping a
+	// random stretch keeps the two apart, so that digests differ and the loss is noticed.
+	c.self.mark.Seq += 1 + c.rng.Uint64N(1<<24)
+	c.settle()
+	for _, id := range slices.Sorted(maps.Keys(c.origins)) {
+		if id != c.cfg.Name && c.members[id] == nil && c.origins[id].pending == nil {
+			c.forget(id)
+		}
+	}
+}
+
+// Step takes one event at the monotonic time now and returns what is to be done about it.
+func (c *Core) Step(now time.Duration, ev Event) []Action {
+	if !c.started {
+		c.started, c.start, c.now, c.clock = true, now, now, now
+		for _, o := range c.origins {
+			o.begin(now)
+		}
+		c.nextSweep = now + c.sweepEvery()
+	}
+	c.now += max(0, now-c.clock)
+	c.clock = now
+	switch e := ev.(type) {
+	case Tick:
+		c.tick()
+	case Declare:
+		c.declare(e.Statements)
+	case Admit:
+		c.admit(e)
+	case Approve:
+		c.approve(e.Name)
+	case Evict:
+		c.evict(e.Name)
+	case Joined:
+		c.joined(e)
+	case Received:
+		c.receive(e.From, e.Way, e.Record)
+	case Link:
+		c.link(e)
+	case Heard:
+		c.hear(e)
+	case MemberDead:
+		c.dead(e.Name)
+	}
+	if c.topology {
+		c.topology = false
+		c.connect()
+	}
+	out := c.out
+	c.out = nil
+	return out
+}
+
+func (c *Core) do(a ...Action) { c.out = append(c.out, a...) }
+
+// originOf returns the origin, made when new.
+func (c *Core) originOf(id mesh.ClusterID) *origin {
+	o := c.origins[id]
+	if o == nil {
+		o = &origin{id: id, entries: map[slot]*entry{}, vouches: map[mesh.ClusterID]*entry{}, counts: map[string]int{}}
+		o.begin(c.now)
+		c.origins[id] = o
+	}
+	return o
+}
+
+// newEntry decodes what the core needs of a body.
+func newEntry(r *federationv1.Record) (*entry, *Refusal) {
+	e := &entry{rec: r}
+	var err error
+	if e.aud, err = audienceOf(r.GetKind(), r.GetBody()); err != nil {
+		return nil, refuse(ReasonMalformed, "body of %s %s does not decode", r.Kind, quote(r.Key))
+	}
+	if r.GetKind() == KindMember || r.GetKind() == KindPending {
+		e.member = &federationv1.Member{}
+		if err := proto.Unmarshal(r.Body, e.member); err != nil {
+			return nil, refuse(ReasonMalformed, "body of %s %s does not decode", r.Kind, quote(r.Key))
+		}
+		if ref := checkMember(e.member); ref != nil {
+			return nil, ref
+		}
+		if e.member.Name != r.Key {
+			return nil, refuse(ReasonBadName, "member record %s describes %s", r.Key, e.member.Name)
+		}
+	}
+	return e, nil
+}
+
+func checkMember(m *federationv1.Member) *Refusal {
+	switch {
+	case m == nil:
+		return refuse(ReasonMalformed, "member is missing")
+	case !IsLabel(m.Name):
+		return refuse(ReasonBadName, "member name %s is not a DNS label", quote(m.Name))
+	case !IsDomain(m.TrustDomain):
+		return refuse(ReasonBadName, "trust domain %s of member %s is not a DNS name", quote(m.TrustDomain), m.Name)
+	case len(m.FederationKey) != ed25519.PublicKeySize:
+		return refuse(ReasonMalformed, "federation key of member %s has %d bytes, want %d", m.Name, len(m.FederationKey), ed25519.PublicKeySize)
+	}
+	return nil
+}
+
+// verdict is what a record is beside what is held.
+type verdict int
+
+const (
+	newer verdict = iota
+	same
+	stale
+	conflict
+)
+
+// judge compares a record with what is held in its slot. It is the whole merge rule.
+func (o *origin) judge(s slot, r *federationv1.Record) verdict {
+	if held := o.entries[s]; held != nil {
+		switch d := Compare(r, held.rec); {
+		case d < 0:
+			return stale
+		case d == 0 && bytes.Equal(r.Body, held.rec.Body) && r.TtlSeconds == held.rec.TtlSeconds:
+			return same
+		case d == 0:
+			return conflict
+		}
+	}
+	other := s.tomb()
+	if s.kind == KindTombstone {
+		other = s.covered()
+	}
+	if held := o.entries[other]; held != nil {
+		d := Compare(r, held.rec)
+		if d == 0 {
+			return conflict
+		}
+		if d < 0 && s.kind != KindTombstone {
+			return stale
+		}
+	}
+	return newer
+}
+
+// older reports whether the slot holds something older than r.
+func (o *origin) older(s slot, r *federationv1.Record) bool {
+	held := o.entries[s]
+	return held != nil && Compare(held.rec, r) < 0
+}
+
+// put holds e, with all that is derived from it.
+func (o *origin) put(s slot, e *entry) {
+	if _, ok := o.entries[s]; ok {
+		o.drop(s)
+	}
+	o.entries[s] = e
+	o.bytes += e.size()
+	o.counts[s.kind]++
+	o.digest = nil
+	if s.kind == KindPending {
+		return
+	}
+	if at := (Mark{e.rec.Epoch, e.rec.Seq}); o.mark.Less(at) {
+		o.mark = at
+	}
+	if at := (Mark{e.rec.Epoch, e.rec.Seq}); e.aud.everyone() && o.public.Less(at) {
+		o.public = at
+	}
+	switch s.kind {
+	case KindMember:
+		o.vouches[mesh.ClusterID(s.key)] = e
+	case KindCluster:
+		o.cluster = &federationv1.Cluster{}
+		if proto.Unmarshal(e.rec.Body, o.cluster) != nil {
+			o.cluster = nil
+		}
+	}
+}
+
+// drop forgets what the slot holds.
+func (o *origin) drop(s slot) {
+	e := o.entries[s]
+	if e == nil {
+		return
+	}
+	delete(o.entries, s)
+	o.bytes -= e.size()
+	o.counts[s.kind]--
+	o.digest = nil
+	switch s.kind {
+	case KindMember:
+		delete(o.vouches, mesh.ClusterID(s.key))
+	case KindCluster:
+		o.cluster = nil
+	}
+}
+
+// sorted returns the slots held, in order.
+func (o *origin) sorted() []slot { return slices.SortedFunc(maps.Keys(o.entries), slot.compare) }
+
+// apply holds and persists a record that judge called newer, and drops what it covers.
+func (c *Core) apply(o *origin, e *entry) {
+	s := slot{e.rec.Kind, e.rec.Key}
+	e.at = c.now
+	o.put(s, e)
+	c.records = nil
+	c.do(Persist{e.rec})
+	if covered := s.covered(); s.kind == KindTombstone && o.older(covered, e.rec) {
+		c.remove(o, covered)
+	}
+	if s.kind == KindCluster {
+		c.topology = true
+	}
+}
+
+func (c *Core) remove(o *origin, s slot) {
+	o.drop(s)
+	c.records = nil
+	c.do(Remove{o.id, s.kind, s.key})
+}
+
+// reject reports something that was not taken, and counts it against blame.
+func (c *Core) reject(from, blame mesh.ClusterID, name string, ref *Refusal) {
+	if len(name) > 512 {
+		name = name[:512]
+	}
+	if o := c.origins[blame]; o != nil {
+		o.rejected++
+		o.problem = ref.Reason + ": " + ref.Message
+	}
+	c.do(Reject{From: from, Record: name, Reason: ref.Reason, Message: ref.Message})
+}
+
+// receive takes a record that came from a peer and reports whether it changed anything.
+func (c *Core) receive(from mesh.ClusterID, way Way, in *federationv1.Record) bool {
+	if ref := validate(in); ref != nil {
+		c.reject(from, from, ResourceName(in), ref)
+		return false
+	}
+	// Only what the signature covers is kept.
+	r := &federationv1.Record{
+		Origin: in.Origin, Kind: in.Kind, Key: in.Key, Epoch: in.Epoch, Seq: in.Seq,
+		TtlSeconds: in.TtlSeconds, Body: in.Body, Signature: in.Signature,
+	}
+	id, name := mesh.ClusterID(r.Origin), ResourceName(r)
+	if id == c.cfg.Name {
+		return c.echo(from, r)
+	}
+	m := c.members[id]
+	if m == nil {
+		c.reject(from, from, name, c.stranger(id))
+		return false
+	}
+	o := c.originOf(id)
+	if way != Gossip && from == id {
+		c.sign(o) // the sender is alive
+	}
+	s := slot{r.Kind, r.Key}
+	v := o.judge(s, r)
+	if v == stale || v == same {
+		return false
+	}
+	if !c.cfg.Verify(m.key, SignedBytes(r), r.Signature) {
+		c.reject(from, from, name, refuse(ReasonBadSignature, "%s is not signed by the federation key of %s", name, id))
+		return false
+	}
+	e, ref := c.check(o, m, s, r, v)
+	if ref != nil {
+		c.reject(from, id, name, ref)
+		return false
+	}
+	e.verified = true
+	before := len(c.out)
+	c.apply(o, e)
+	if r.Kind == KindMember || r.Kind == KindTombstone && s.covered().kind == KindMember {
+		c.settle()
+	}
+	return len(c.out) > before
+}
+
+// stranger says why nothing is taken of an origin.
+func (c *Core) stranger(id mesh.ClusterID) *Refusal {
+	switch {
+	case c.banned(id):
+		return refuse(ReasonEvicted, "cluster %s was evicted here", id)
+	case c.origins[id] != nil:
+		return refuse(ReasonNotApproved, "cluster %s waits for approval", id)
+	}
+	return refuse(ReasonUnknownOrigin, "no member vouches for cluster %s", id)
+}
+
+// check applies the rules about content to a record whose signature is good.
+func (c *Core) check(o *origin, m *member, s slot, r *federationv1.Record, v verdict) (*entry, *Refusal) {
+	if v == conflict {
+		return nil, refuse(ReasonEquivocation, "%s said two different things as %s of %s", r.Origin, Version(r), s.kind+" "+s.key)
+	}
+	e, ref := newEntry(r)
+	if ref != nil {
+		return nil, ref
+	}
+	if !e.aud.has(c.cfg.Name) {
+		return nil, refuse(ReasonNotExported, "%s of %s is not exported to %s", s.kind+" "+s.key, r.Origin, c.cfg.Name)
+	}
+	switch s.kind {
+	case KindMember:
+		ref = c.checkVouch(e.member)
+	case KindCluster:
+		ref = c.checkCluster(m, r.Body)
+	}
+	if ref != nil {
+		return nil, ref
+	}
+	held, covers := o.entries[s], s.kind == KindTombstone && o.entries[s.covered()] != nil
+	grow := e.size()
+	if held != nil {
+		grow -= held.size()
+	} else if len(o.entries) >= c.cfg.MaxRecords && !covers {
+		return nil, refuse(ReasonOverCap, "%s has more than %d records", r.Origin, c.cfg.MaxRecords)
+	}
+	if grow > 0 && o.bytes+grow > c.cfg.MaxBytes && !covers {
+		return nil, refuse(ReasonOverCap, "records of %s have more than %d bytes", r.Origin, c.cfg.MaxBytes)
+	}
+	return e, nil
+}
+
+// checkVouch keeps a member record from changing what is known.
+func (c *Core) checkVouch(m *federationv1.Member) *Refusal {
+	name, td := mesh.ClusterID(m.Name), mesh.TrustDomain(m.TrustDomain)
+	if name == c.cfg.Name {
+		if td != c.cfg.TrustDomain || !bytes.Equal(m.FederationKey, c.cfg.PublicKey) {
+			return refuse(ReasonKeyChanged, "member record gives cluster %s, which is us, another key or trust domain", name)
+		}
+		return nil
+	}
+	if known := c.members[name]; known != nil {
+		if td != known.td || !bytes.Equal(m.FederationKey, known.key) {
+			return refuse(ReasonKeyChanged, "member record gives cluster %s another key or trust domain", name)
+		}
+		return nil
+	}
+	if c.sharing(td) {
+		return nil
+	}
+	if td == c.cfg.TrustDomain {
+		return refuse(ReasonTrustDomain, "trust domain %s of cluster %s is our own", td, name)
+	}
+	for _, other := range c.order {
+		if c.members[other].td == td {
+			return refuse(ReasonTrustDomain, "trust domain %s of cluster %s is that of cluster %s", td, name, other)
+		}
+	}
+	return nil
+}
+
+// sharing reports whether several members may have the trust domain.
+func (c *Core) sharing(td mesh.TrustDomain) bool {
+	return c.cfg.SharedTrustDomain && td == c.cfg.TrustDomain
+}
+
+// checkCluster keeps a cluster record in line with the member record that introduced the cluster.
+func (c *Core) checkCluster(m *member, body []byte) *Refusal {
+	cl := &federationv1.Cluster{}
+	if err := proto.Unmarshal(body, cl); err != nil {
+		return refuse(ReasonMalformed, "cluster record of %s does not decode", m.name)
+	}
+	switch {
+	case cl.TrustDomain != string(m.td):
+		return refuse(ReasonClusterMismatch, "cluster record of %s claims trust domain %s, it was admitted with %s", m.name, quote(cl.TrustDomain), m.td)
+	case !bytes.Equal(cl.FederationKey, m.key):
+		return refuse(ReasonClusterMismatch, "cluster record of %s carries another federation key than it was admitted with", m.name)
+	case len(cl.Gateways) > 64 || len(cl.Capabilities) > 64:
+		return refuse(ReasonTooLarge, "cluster record of %s has more than 64 gateways or capabilities", m.name)
+	case m.td == c.cfg.TrustDomain && c.self.cluster != nil && !bytes.Equal(cl.Bundle, c.self.cluster.Bundle):
+		return refuse(ReasonClusterMismatch, "cluster record of %s carries other roots for the shared trust domain %s", m.name, m.td)
+	}
+	return nil
+}
+
+// joined takes what the issuer of our token told us.
+func (c *Core) joined(e Joined) {
+	issuer := e.Issuer
+	if issuer == nil {
+		for _, r := range e.Records {
+			cl := &federationv1.Cluster{}
+			if r.GetKind() == KindCluster && proto.Unmarshal(r.GetBody(), cl) == nil {
+				issuer = &federationv1.Member{Name: r.Origin, TrustDomain: cl.TrustDomain, FederationKey: cl.FederationKey}
+				break
+			}
+		}
+	}
+	if ref := checkMember(issuer); ref != nil {
+		c.reject(c.cfg.Name, "", "", refuse(ReasonNoIssuer, "the reply to the join does not describe its issuer: %s", ref.Message))
+		return
+	}
+	if !c.vouch(issuer) {
+		return
+	}
+	// A record may come before the one that introduces its origin: go on as long as one more is taken.
+	left := e.Records
+	for taken := true; taken; {
+		taken = false
+		var later []*federationv1.Record
+		for _, r := range left {
+			if c.members[mesh.ClusterID(r.GetOrigin())] == nil && r.GetOrigin() != string(c.cfg.Name) {
+				later = append(later, r)
+				continue
+			}
+			taken = c.receive(mesh.ClusterID(issuer.Name), Join, r) || taken
+		}
+		left = later
+	}
+	for _, r := range left {
+		c.receive(mesh.ClusterID(issuer.Name), Join, r) // says why not
+	}
+}
+
+// String names the core in logs.
+func (c *Core) String() string { return fmt.Sprintf("federation core of %s", c.cfg.Name) }
