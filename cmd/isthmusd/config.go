@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -65,6 +66,8 @@ type Config struct {
 	} `yaml:"federation"`
 	// MachineGrace is how long a machine whose agent was lost without a word stays registered.
 	MachineGrace time.Duration `yaml:"machineGrace"`
+
+	allowLoopback bool // peers' gateways and endpoints may be loopback addresses; only tests set it
 }
 
 // defaultConfig returns what holds where the file is silent.
@@ -88,9 +91,7 @@ func loadConfig(path string) (Config, error) {
 	if err != nil {
 		return c, diag.Hint(fmt.Errorf("read the configuration: %w", err), "name the file with --config; docs/guide/isthmusd.md shows one")
 	}
-	d := yaml.NewDecoder(bytes.NewReader(data))
-	d.KnownFields(true)
-	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+	if err := decode(data, &c); err != nil {
 		return c, diag.Hint(fmt.Errorf("configuration %s: %w", path, err), "docs/guide/isthmusd.md lists every field")
 	}
 	if c.TrustDomain == "" {
@@ -105,6 +106,29 @@ func loadConfig(path string) (Config, error) {
 	return c, nil
 }
 
+// decode reads the one document of the file.
+func decode(data []byte, c *Config) error {
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	d.KnownFields(true)
+	err := d.Decode(c)
+	var wrong *yaml.TypeError
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil // all is default
+	case errors.As(err, &wrong):
+		return errors.New(notFound.ReplaceAllString(strings.Join(wrong.Errors, "; "), "unknown field $1"))
+	case err != nil:
+		return err
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return errors.New("it has a second document; one is read")
+	}
+	return nil
+}
+
+// notFound is how the decoder says that a field is unknown.
+var notFound = regexp.MustCompile(`field (\S+) not found in type (?:main\.\w+|struct \{[^}]*\})`)
+
 var (
 	label  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	domain = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,200}[a-z0-9])?$`)
@@ -118,8 +142,22 @@ func (c Config) validate() error {
 		return fmt.Errorf("trustDomain: %q is not a SPIFFE trust domain", c.TrustDomain)
 	case c.Source.Dir == "":
 		return errors.New("source.dir: no folder of objects is named")
+	case c.CA.MaxTTL <= 0:
+		return fmt.Errorf("ca.maxTTL: %s is not a time that a certificate can live", c.CA.MaxTTL)
+	case c.MachineGrace < 0:
+		return fmt.Errorf("machineGrace: %s is negative", c.MachineGrace)
+	case c.Federation.LateAfter <= 0:
+		return fmt.Errorf("federation.lateAfter: %s is not longer than nothing", c.Federation.LateAfter)
 	case c.Federation.Lease <= c.Federation.LateAfter:
 		return fmt.Errorf("federation.lease: %s is not longer than federation.lateAfter, %s", c.Federation.Lease, c.Federation.LateAfter)
+	}
+	for _, x := range []struct{ field, addr string }{{"listen", c.Listen}, {"metrics", c.Metrics}} {
+		if x.field == "metrics" && x.addr == "" {
+			continue
+		}
+		if _, port, err := net.SplitHostPort(x.addr); err != nil || port == "" {
+			return fmt.Errorf("%s: %q is not ADDRESS:PORT", x.field, x.addr)
+		}
 	}
 	for i, g := range c.Gateways {
 		if _, err := netip.ParseAddrPort(g); err != nil {

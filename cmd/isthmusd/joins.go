@@ -94,7 +94,7 @@ func (d *daemon) mintWorkload(r admin.WorkloadTokenRequest) (admin.TokenReply, e
 func (d *daemon) join(ctx context.Context, r admin.JoinRequest) (admin.JoinReply, error) {
 	p, err := token.Parse(r.Token)
 	if err != nil {
-		return admin.JoinReply{}, diag.Hint(fmt.Errorf("read the token: %w", err), "copy the whole line that \"isthmus token create\" printed")
+		return admin.JoinReply{}, fmt.Errorf("read the token: %w", err)
 	}
 	switch {
 	case p.Kind != token.Cluster:

@@ -89,7 +89,7 @@ func (d *daemon) routes(ctx context.Context, issuer *token.Issuer, queue *tlsmux
 		{Name: "gossip", Match: speaks(alpnGossip), Serve: func(c *tls.Conn) { d.gossip.Serve(c) }, TLS: func() *tls.Config {
 			return d.peerServerTLS(alpnGossip)
 		}},
-		{Name: "peer", Match: func(h *tls.ClientHelloInfo) bool { return h.ServerName == sni.Peer.Name(td) }, Serve: queue.Serve, TLS: func() *tls.Config {
+		{Name: "peer", Match: func(h *tls.ClientHelloInfo) bool { return h.ServerName == sni.Peer.Name(td) && speaks("h2")(h) }, Serve: queue.Serve, TLS: func() *tls.Config {
 			return d.peerServerTLS("h2")
 		}},
 		{Name: "xds", Match: speaks("h2"), Serve: queue.Serve, TLS: func() *tls.Config {

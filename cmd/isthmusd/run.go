@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/federation/gossip"
 	"github.com/isthmus-mesh/isthmus/federation/ledger"
 	"github.com/isthmus-mesh/isthmus/federation/peering"
+	"github.com/isthmus-mesh/isthmus/federation/policy"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/federation/trust"
@@ -122,6 +124,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	if err != nil {
 		return diag.Hint(err, "another process has the port: end it, or set listen in the configuration")
 	}
+	defer mux.Close()
 	srv := grpc.NewServer(grpc.Creds(tlsmux.Credentials()), grpc.MaxRecvMsgSize(xds.MaxRequestBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
@@ -134,6 +137,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	if err != nil {
 		return err
 	}
+	defer op.Close()
 
 	parts := []part{
 		{"discovery/source/file", file.New(file.Config{Dir: cfg.Source.Dir, Sink: st.Sink("file"), Log: log}).Run},
@@ -147,17 +151,19 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		{"operator", op.Run},
 	}
 	if cfg.Metrics != "" {
-		run, err := metricsServer(cfg.Metrics, reg, st)
+		l, err := net.Listen("tcp", cfg.Metrics)
 		if err != nil {
-			return err
+			return diag.Hint(fmt.Errorf("metrics: %w", err), "another process has the port: end it, or set metrics in the configuration")
 		}
-		parts = append(parts, part{"metrics", run})
+		defer l.Close()
+		parts = append(parts, part{"metrics", serveMetrics(l, reg, st)})
 	}
 	if cfg.XDSPlaintext != "" {
 		l, err := net.Listen("tcp", cfg.XDSPlaintext)
 		if err != nil {
-			return diag.Hint(fmt.Errorf("plaintext xds: %w", err), "another process has the port: end it, or name another --xds-plaintext")
+			return diag.Hint(fmt.Errorf("plaintext xds: %w", err), "another process has the port: end it, or name another xdsPlaintext")
 		}
+		defer l.Close()
 		plain := grpc.NewServer(grpc.MaxRecvMsgSize(xds.MaxRequestBytes))
 		ads.Register(plain)
 		log.Warn("xds is served without authentication", "addr", cfg.XDSPlaintext)
@@ -185,7 +191,7 @@ func (d *daemon) federate(led *ledger.Ledger, st *store.Store, reg prometheus.Re
 			Name: d.local.ID, TrustDomain: d.local.TrustDomain, PublicKey: d.key.Public(), Sign: d.key.Sign,
 			LateAfter: d.cfg.Federation.LateAfter, Lease: d.cfg.Federation.Lease, Beat: uint64(time.Now().Unix()), Seed: uint64(time.Now().UnixNano()),
 		},
-		State: contents.State(0, time.Now()), Log: led, Local: d.local, Snapshots: st, Sink: st.Sink("federation"),
+		State: contents.State(0, time.Now()), Log: led, Local: d.local, Snapshots: st, Policy: policy.Options{AllowLoopback: d.cfg.allowLoopback}, Sink: st.Sink("federation"),
 		Trust: d.setTrust, TLS: d.peerTLS, Broadcast: func(key string, b []byte) { d.gossip.Broadcast(key, b) }, Logger: d.log, Reg: reg,
 	})
 	if err != nil {
@@ -194,6 +200,7 @@ func (d *daemon) federate(led *ledger.Ledger, st *store.Store, reg prometheus.Re
 	gc := gossip.Config{
 		Name: d.cfg.Cluster, Dial: d.dialGossip, OnPacket: d.peering.OnPacket, LocalState: d.peering.GossipState, RemoteState: d.peering.OnGossipState,
 		OnChange: d.peering.OnMember, Members: d.peering.Members, Log: d.log,
+		Advertise: netip.MustParseAddrPort("192.0.2.1:15443"), // of documentation (RFC 5737): members are dialled by name
 	}
 	if len(d.local.Gateways) > 0 {
 		gc.Advertise = d.local.Gateways[0]
@@ -214,11 +221,8 @@ func serveGRPC(srv *grpc.Server, l net.Listener) func(context.Context) error {
 	}
 }
 
-func metricsServer(addr string, reg *prometheus.Registry, snapshots mesh.Snapshots) (func(context.Context) error, error) {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, diag.Hint(fmt.Errorf("metrics: %w", err), "another process has the port: end it, or set metrics in the configuration")
-	}
+// serveMetrics serves /metrics and /ready until ctx ends.
+func serveMetrics(l net.Listener, reg *prometheus.Registry, snapshots mesh.Snapshots) func(context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
@@ -236,7 +240,7 @@ func metricsServer(addr string, reg *prometheus.Registry, snapshots mesh.Snapsho
 			return err
 		}
 		return nil
-	}, nil
+	}
 }
 
 func tcpAddr(s string) net.Addr {

@@ -341,9 +341,24 @@ func (b *builder) addresses(d *draft) {
 		host := mesh.GlobalHost(i.Name, i.Namespace)
 		claims[host] = append(claims[host], i.VIPs...)
 	}
+	inUse := map[netip.Addr]string{}
+	for _, s := range d.Services {
+		if len(s.VIPs) == 0 {
+			for _, a := range slices.Concat(claims[s.Host], b.held[s.Host]) {
+				inUse[a] = s.Host
+			}
+		}
+	}
 	reserved := map[netip.Addr]string{}
 	var hosts []vip.Host
 	for _, s := range d.Services {
+		s.VIPs = slices.DeleteFunc(slices.Clone(s.VIPs), func(a netip.Addr) bool {
+			holder, used := inUse[a]
+			if used {
+				d.problem(mesh.Problem{Object: s.Object, Field: "spec.addresses", Reason: "AddressInUse", Message: a.String() + " is the virtual address of " + holder, Remedy: "leave addresses out, or choose one outside of " + b.cfg.Ranges.V4.String()})
+			}
+			return used
+		})
 		for _, a := range s.VIPs {
 			reserved[a] = s.Host
 		}

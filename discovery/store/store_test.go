@@ -142,6 +142,24 @@ func TestAddressesOutliveARestart(t *testing.T) {
 	}
 }
 
+func TestAddressInUseIsNotTakenAway(t *testing.T) {
+	b := newBuilder(DefaultConfig(local()))
+	imports := mesh.Input{Imports: []*mesh.Import{reviews("birch", "241.1.2.3")}}
+	b.build([]mesh.Input{imports}, nil)
+	thief := &mesh.ServiceDecl{Object: mesh.ObjectRef{Kind: "ServiceEntry", Namespace: "shop", Name: "thief"}, Hosts: []string{"thief.example"}, Ports: []mesh.Port{{Number: 80, Protocol: mesh.HTTP}},
+		Addresses: []netip.Addr{netip.MustParseAddr("241.1.2.3")}}
+	snap := b.build([]mesh.Input{imports, {Services: []*mesh.ServiceDecl{thief}}}, nil)
+	if got := snap.Service("reviews.shop.global").VIPs[0].String(); got != "241.1.2.3" {
+		t.Errorf("reviews moved to %s", got)
+	}
+	if got := snap.Service("thief.example").VIPs; slices.Contains(got, netip.MustParseAddr("241.1.2.3")) || len(got) != 2 {
+		t.Errorf("the thief has %v", got)
+	}
+	if len(snap.Problems) != 1 || snap.Problems[0].Reason != "AddressInUse" {
+		t.Errorf("problems: %v", snap.Problems)
+	}
+}
+
 func TestRunWaitsForSourcesAndPublishesChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := DefaultConfig(local())

@@ -106,7 +106,9 @@ func (v *view) locateOne(u upstream, e *mesh.Endpoint, plain bool) (located, boo
 		}
 		l.key = e.Address + "|" + wire.Itoa(port)
 		l.lb.GetEndpoint().Address = wire.Socket(e.Address, port)
-		if e.TLS && !plain {
+		// What a proxy sends to its own workload is not captured again, so nobody would end mutual TLS there.
+		own := e.Workload == v.proxy.Name && e.Namespace == v.proxy.Namespace && e.Cluster == v.snap.Local.ID
+		if e.TLS && !plain && !own {
 			l.lb.Metadata = endpointMetadata(e, "tlsMode", "istio")
 		} else if e.Workload != "" && !plain {
 			l.lb.Metadata = endpointMetadata(e)

@@ -107,7 +107,7 @@ const (
 	reasonUnknownSubset = "UnknownSubset"
 	reasonUnknownPort   = "UnknownPort"
 	reasonUnsupported   = "Unsupported"
-	reasonHostConflict  = "HostConflict"
+	reasonHostConflict  = "ConflictingHosts"
 	reasonPortConflict  = "PortConflict"
 	reasonInvalid       = "InvalidValue"
 	reasonNoAddress     = "NoAddress"

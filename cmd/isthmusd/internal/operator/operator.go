@@ -56,26 +56,40 @@ type Server struct {
 
 // Listen opens the socket, only for the user that isthmusd runs as.
 func Listen(cfg Config) (*Server, error) {
-	if err := os.MkdirAll(filepath.Dir(cfg.Socket), 0o700); err != nil {
-		return nil, fmt.Errorf("admin socket: %w", err)
-	}
-	if conn, err := net.Dial("unix", cfg.Socket); err == nil {
-		conn.Close()
-		return nil, diag.Hint(fmt.Errorf("admin socket %s: another isthmusd listens there", cfg.Socket), "end the other one, or give this one another admin.socket and dataDir")
-	}
-	if err := os.Remove(cfg.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("admin socket: %w", err)
-	}
-	l, err := net.Listen("unix", cfg.Socket)
+	l, err := listen(cfg.Socket)
 	if err != nil {
-		return nil, fmt.Errorf("admin socket: %w", err)
-	}
-	if err := os.Chmod(cfg.Socket, 0o600); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("admin socket: %w", err)
+		if diag.HintOf(err) == "" {
+			err = diag.Hint(err, "name another admin.socket, in a folder that isthmusd may write to")
+		}
+		return nil, err
 	}
 	return &Server{cfg: cfg, listener: l}, nil
 }
+
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, diag.Hint(fmt.Errorf("admin socket %s: another isthmusd listens there", path), "end the other one, or give this one another admin.socket and dataDir")
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	return l, nil
+}
+
+// Close closes the socket of a Server that is not run; Run does it by itself.
+func (s *Server) Close() error { return s.listener.Close() }
 
 // Run answers until ctx ends.
 func (s *Server) Run(ctx context.Context) error {

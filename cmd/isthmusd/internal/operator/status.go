@@ -81,7 +81,18 @@ func (s *Server) status(*http.Request) (admin.Status, error) {
 	}
 	problems := slices.Concat(snap.Problems, s.cfg.Problems())
 	slices.SortFunc(problems, func(a, b mesh.Problem) int { return strings.Compare(a.String(), b.String()) })
+	type fact struct {
+		object mesh.ObjectRef
+		reason string
+	}
+	seen := map[fact]bool{} // a translation finds again what was found across objects
+	for _, p := range snap.Problems {
+		seen[fact{p.Object, p.Reason}] = true
+	}
 	for _, p := range slices.Compact(problems) {
+		if seen[fact{p.Object, p.Reason}] && !slices.Contains(snap.Problems, p) {
+			continue
+		}
 		out.Problems = append(out.Problems, admin.ProblemLine{Object: p.Object.String(), Source: p.Object.Source, Field: p.Field, Reason: p.Reason, Message: p.Message, Remedy: p.Remedy})
 	}
 	for _, p := range out.Peers {
