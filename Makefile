@@ -35,7 +35,7 @@ unit: envoy ## unit, golden, property and real-Envoy tests, with the race detect
 	REQUIRE_TOOLS=1 go test -race -timeout 15m $$(go list ./... | grep -v /e2e/)
 
 e2e: envoy build ## the lab and the demo's seven steps as tests
-	REQUIRE_TOOLS=1 go test -race -count=1 -timeout 20m ./e2e/...
+	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 20m ./e2e/...
 
 lint: ## formatting and vet; the import rules are a test in internal/arch
 	@test -z "$$(gofmt -l .)" || { echo "lint: gofmt these:"; gofmt -l .; exit 1; }

@@ -11,6 +11,30 @@ import (
 	"github.com/isthmus-mesh/isthmus/e2e/lab"
 )
 
+// isolated dials from isthmusd's host, which has no proxy that would accept in another's place.
+func isolated(ctx context.Context, w *World) (string, error) {
+	dial := func(addr string) error {
+		ctx, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
+		defer cancel()
+		conn, err := w.Node("amber/isthmusd").Dial(ctx, "tcp", addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	for _, closed := range []string{"10.20.0.11:9080", "10.30.0.11:9080", "10.20.0.2:15012", "172.31.0.21:15000", "172.31.0.21:15021"} {
+		if dial(closed) == nil {
+			return "", fmt.Errorf("amber reaches %s", closed)
+		}
+	}
+	for _, open := range []string{"172.31.0.21:15443", "172.31.0.22:15443", "172.31.0.31:15443"} {
+		if err := dial(open); err != nil {
+			return "", fmt.Errorf("amber does not reach the gateway %s: %w", open, err)
+		}
+	}
+	return "from amber: pods and control planes of birch and cedar closed, their gateways' 15443 open", nil
+}
+
 func joinByToken(ctx context.Context, w *World) (string, error) {
 	var said []string
 	for _, name := range []string{"birch", "cedar"} {

@@ -114,3 +114,19 @@ func machineLeaves(ctx context.Context, w *World) (string, error) {
 	})
 	return fmt.Sprintf("gone everywhere after %.1f s", time.Since(started).Seconds()), err
 }
+
+func machineReturns(ctx context.Context, w *World) (string, error) {
+	if _, err := w.machine.Wait(ctx); err != nil {
+		return "", err
+	}
+	var err error
+	if w.machine, err = w.Start("dune", "agent", []string{"isthmus-agent", "run"}, nil); err != nil {
+		return "", err
+	}
+	started := time.Now()
+	err = lab.Eventually(ctx, 20*time.Second, func(ctx context.Context) error {
+		rs, err := w.call(ctx, "cedar/reviews-v3", ratingsURL, "--n", "10", "--timeout", "2s")
+		return errors.Join(err, rs.none())
+	})
+	return fmt.Sprintf("cedar is answered again after %.1f s", time.Since(started).Seconds()), err
+}

@@ -31,6 +31,7 @@ type World struct {
 // Steps are in order; each builds on those before it.
 func Steps() []Step {
 	return []Step{
+		{"0 pods of different clusters cannot reach each other, only gateways on 15443 can be reached", isolated},
 		{"1 join by token: birch and cedar join amber", joinByToken},
 		{"1 every cluster lists the two others", everyoneKnowsEveryone},
 		{"1 a spent token is refused with the reason", spentToken},
@@ -44,6 +45,7 @@ func Steps() []Step {
 		{"5 the machine dune joins birch with one command", machineJoins},
 		{"5 reviews in birch and in cedar reach ratings on dune, dune reaches productpage", machineReaches},
 		{"5 the agent stops: the endpoint is gone from every cluster", machineLeaves},
+		{"5 the agent starts again: the endpoint is back without a new token", machineReturns},
 		{"6 a gateway of birch is killed: nothing fails after one second", gatewayKilled},
 		{"6 amber's isthmusd is killed: traffic goes on, its return resends nothing", controlPlaneKilled},
 		{"6 cedar is cut off: v3 is avoided within 3 s, and back 5 s after the link", clusterCut},
