@@ -1,0 +1,206 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+// index finds the workloads of a selector or of an address without looking at all of them.
+type index struct {
+	byLabel   map[labelKey][]*mesh.Workload
+	byAddress map[string]*mesh.Workload
+}
+
+type labelKey struct{ namespace, key, value string }
+
+func newIndex(workloads []*mesh.Workload) *index {
+	x := &index{byLabel: map[labelKey][]*mesh.Workload{}, byAddress: make(map[string]*mesh.Workload, len(workloads))}
+	for _, w := range workloads {
+		for k, v := range w.Labels {
+			key := labelKey{w.Namespace, k, v}
+			x.byLabel[key] = append(x.byLabel[key], w)
+		}
+		for _, a := range w.Addresses {
+			if x.byAddress[a] == nil {
+				x.byAddress[a] = w
+			}
+		}
+	}
+	return x
+}
+
+// selected returns the workloads of the namespace that have all the labels and an address, in order of name.
+func (x *index) selected(namespace string, selector map[string]string) []*mesh.Workload {
+	var fewest []*mesh.Workload
+	for i, k := range slices.Sorted(maps.Keys(selector)) {
+		if ws := x.byLabel[labelKey{namespace, k, selector[k]}]; i == 0 || len(ws) < len(fewest) {
+			fewest = ws
+		}
+	}
+	return keep(fewest, func(w *mesh.Workload) bool {
+		if len(w.Addresses) == 0 {
+			return false
+		}
+		for k, v := range selector {
+			if w.Labels[k] != v {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// joined is what a declaration's endpoints were made from, and the endpoints.
+type joined struct {
+	workloads []*mesh.Workload // selected, or behind the slices' addresses
+	slices    []*mesh.EndpointSlice
+	ports     []mesh.Port
+	endpoints []*mesh.Endpoint
+}
+
+// declare turns every declaration into a Service for each of its hosts, with its endpoints.
+func (b *builder) declare(d *draft) {
+	next := make(map[*mesh.ServiceDecl]*joined, len(d.decls))
+	for _, decl := range d.decls {
+		j := b.join(d, decl)
+		next[decl] = j
+		for _, host := range decl.Hosts {
+			if other := d.decl[host]; other != nil {
+				d.problem(mesh.Problem{Object: decl.Object, Field: "spec.hosts", Reason: "HostTaken", Message: host + " is already declared by " + other.Object.String(), Remedy: "remove the host from one of the two"})
+				continue
+			}
+			d.decl[host] = decl
+			d.byHost[host] = &mesh.Service{
+				Host: host, Name: decl.Object.Name, Namespace: decl.Object.Namespace, Object: decl.Object,
+				Ports: j.ports, VIPs: decl.Addresses, Resolution: decl.Resolution,
+				External: decl.External, Headless: decl.Headless, Endpoints: j.endpoints,
+				Global: strings.HasSuffix(host, mesh.GlobalSuffix),
+			}
+		}
+	}
+	b.joined = next
+}
+
+// join finds what a declaration's endpoints are made from, and makes them when that is not what it was.
+func (b *builder) join(d *draft, decl *mesh.ServiceDecl) *joined {
+	j := &joined{}
+	if len(decl.Selector) > 0 {
+		j.workloads = b.index.selected(decl.Object.Namespace, decl.Selector)
+	} else {
+		j.slices = d.slices[objectKey{"", decl.Object.Namespace, decl.Object.Name}]
+		for _, s := range j.slices {
+			for _, e := range s.Endpoints {
+				j.workloads = append(j.workloads, b.index.byAddress[e.Address])
+			}
+		}
+	}
+	if old := b.joined[decl]; old != nil && slices.Equal(old.workloads, j.workloads) && slices.Equal(old.slices, j.slices) {
+		return old
+	}
+	j.ports = sortedPorts(decl.Ports)
+	j.endpoints = b.endpoints(decl, j)
+	return j
+}
+
+func sortedPorts(ports []mesh.Port) []mesh.Port {
+	ports = slices.Clone(ports)
+	slices.SortFunc(ports, func(a, b mesh.Port) int { return cmp.Compare(a.Number, b.Number) })
+	return ports
+}
+
+// endpoints makes the inline endpoints of a declaration, and those of the selected workloads or of the slices.
+func (b *builder) endpoints(decl *mesh.ServiceDecl, j *joined) []*mesh.Endpoint {
+	var out []*mesh.Endpoint
+	for _, e := range decl.Endpoints {
+		e := *e
+		e.Ports = portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) { n, ok := e.Ports[p.Number]; return n, ok })
+		out = append(out, b.complete(&e, decl.Object.Namespace))
+	}
+	if len(decl.Selector) > 0 {
+		for _, w := range j.workloads {
+			e := &mesh.Endpoint{Address: w.Addresses[0], Weight: w.Weight, Ready: w.Ready, Ports: portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) {
+				if n, ok := w.Ports[p.TargetName]; ok {
+					return n, true
+				}
+				n, ok := w.Ports[p.Name] // a WorkloadEntry names its ports after the service's
+				return n, ok && w.VM
+			})}
+			b.adopt(e, w)
+			out = append(out, b.complete(e, w.Namespace))
+		}
+	}
+	i := 0
+	for _, s := range j.slices {
+		for _, e := range s.Endpoints {
+			e := *e
+			e.Ports = portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) { n, ok := s.PortNames[p.Name]; return n, ok })
+			if w := j.workloads[i]; w != nil {
+				b.adopt(&e, w)
+			}
+			i++
+			out = append(out, b.complete(&e, decl.Object.Namespace))
+		}
+	}
+	sortEndpoints(out)
+	return out
+}
+
+// adopt fills in what the workload behind an address says about itself.
+func (b *builder) adopt(e *mesh.Endpoint, w *mesh.Workload) {
+	e.Workload, e.Namespace, e.Labels, e.TLS, e.Locality, e.Network = w.Name, w.Namespace, w.Labels, w.TLS, cmp.Or(e.Locality, w.Locality), cmp.Or(e.Network, w.Network)
+	if w.ServiceAccount != "" {
+		e.Identity = mesh.SPIFFE(cmp.Or(w.TrustDomain, b.cfg.Local.TrustDomain), w.Namespace, w.ServiceAccount)
+	}
+}
+
+// complete gives an endpoint of the local cluster what its declaration left out.
+func (b *builder) complete(e *mesh.Endpoint, namespace string) *mesh.Endpoint {
+	e.Cluster = cmp.Or(e.Cluster, b.cfg.Local.ID)
+	e.Network = cmp.Or(e.Network, b.cfg.Local.Network)
+	e.Namespace = cmp.Or(e.Namespace, namespace)
+	if e.Workload == "" {
+		e.Workload = strings.NewReplacer(".", "-", ":", "-").Replace(strings.ToLower(e.Address))
+	}
+	return e
+}
+
+// portsOf maps each service port to a number at the endpoint: what look gives, else the target, else the same number.
+func portsOf(ports []mesh.Port, look func(mesh.Port) (uint32, bool)) map[uint32]uint32 {
+	out := make(map[uint32]uint32, len(ports))
+	for _, p := range ports {
+		if n, ok := look(p); ok {
+			out[p.Number] = n
+		} else if p.TargetName == "" {
+			out[p.Number] = cmp.Or(p.Target, p.Number)
+		}
+	}
+	return out
+}
+
+func compareEndpoints(a, b *mesh.Endpoint) int {
+	if c := cmp.Compare(a.Cluster, b.Cluster); c != 0 {
+		return c
+	}
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Workload, b.Workload), strings.Compare(a.Address, b.Address))
+}
+
+func sortEndpoints(es []*mesh.Endpoint) { slices.SortFunc(es, compareEndpoints) }
+
+// equalService compares by value; endpoints that are the same pointer are not looked into.
+func equalService(a, b *mesh.Service) bool {
+	return a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.Resolution == b.Resolution &&
+		a.External == b.External && a.Headless == b.Headless && a.Global == b.Global && a.Exported == b.Exported &&
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.ExportTo, b.ExportTo) &&
+		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y *mesh.Endpoint) bool { return x == y || reflect.DeepEqual(x, y) })
+}
+
+func equalCluster(a, b *mesh.Cluster) bool {
+	return a == b || a.ID == b.ID && a.TrustDomain == b.TrustDomain && a.Network == b.Network && a.Freshness == b.Freshness && a.LastHeard.Equal(b.LastHeard) &&
+		slices.Equal(a.Gateways, b.Gateways) && slices.Equal(a.ControlPlane, b.ControlPlane) && bytes.Equal(a.Roots, b.Roots)
+}
