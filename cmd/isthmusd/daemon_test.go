@@ -38,6 +38,12 @@ const patience = 20 * time.Second
 // eventually waits until check returns nil.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
+	started := time.Now()
+	defer func() {
+		if took := time.Since(started); took > time.Second {
+			t.Logf("%s: after %v", what, took.Round(time.Millisecond))
+		}
+	}()
 	deadline, tick := time.After(patience), time.NewTicker(10*time.Millisecond)
 	defer tick.Stop()
 	for {

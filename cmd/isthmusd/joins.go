@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -94,15 +95,23 @@ func (d *daemon) mintWorkload(r admin.WorkloadTokenRequest) (admin.TokenReply, e
 func (d *daemon) join(ctx context.Context, r admin.JoinRequest) (admin.JoinReply, error) {
 	p, err := token.Parse(r.Token)
 	if err != nil {
-		return admin.JoinReply{}, fmt.Errorf("read the token: %w", err)
+		return admin.JoinReply{}, err // it says what to do
 	}
 	switch {
 	case p.Kind != token.Cluster:
 		return admin.JoinReply{}, diag.Hint(fmt.Errorf("token %s is for machine %s, not for a cluster", p.ID, p.Subject), "run on the machine: isthmus-agent join TOKEN")
+	case p.Issuer == d.local.TrustDomain && !bytes.Equal(p.IssuerKey, d.key.Public()):
+		return admin.JoinReply{}, diag.Hint(fmt.Errorf("token %s was issued by another cluster with our trust domain, %s", p.ID, p.Issuer), "give one of the two another trustDomain before they meet")
 	case p.Issuer == d.local.TrustDomain:
 		return admin.JoinReply{}, diag.Hint(fmt.Errorf("token %s was issued by this very cluster", p.ID), "run isthmus join in cluster %s", p.Subject)
 	case p.Subject != d.cfg.Cluster:
 		return admin.JoinReply{}, diag.Hint(fmt.Errorf("token %s is for cluster %s, this cluster is %s", p.ID, p.Subject, d.cfg.Cluster), "make one for this cluster: isthmus token create --for %s", d.cfg.Cluster)
+	}
+	for _, peer := range d.peering.Status().Peers { // seen after redemption, it would leave us a member there and not here
+		if peer.TrustDomain == p.Issuer && peer.State == protocol.Approved && !bytes.Equal(peer.FederationKey, p.IssuerKey) {
+			return admin.JoinReply{}, diag.Hint(fmt.Errorf("token %s was issued by another %s than cluster %s, a member here: their keys differ", p.ID, p.Issuer, peer.Name),
+				"if %s was set up anew, put its old self out first: isthmus peer evict %s", peer.Name, peer.Name)
+		}
 	}
 	reply := admin.JoinReply{Issuer: string(p.Issuer), DryRun: r.DryRun}
 	if r.DryRun {
@@ -121,7 +130,7 @@ func (d *daemon) join(ctx context.Context, r admin.JoinRequest) (admin.JoinReply
 		return reply, fmt.Errorf("join %s: %w", p.Issuer, err)
 	}
 	if err := d.peering.Joined(ctx, result.Records); err != nil {
-		return reply, fmt.Errorf("join %s: take its answer: %w", p.Issuer, err)
+		return reply, diag.Hint(fmt.Errorf("join %s: its answer is not taken, nothing changed here: %w", p.Issuer, err), "have the issuer put this cluster out again: isthmus peer evict %s", d.cfg.Cluster)
 	}
 	reply.Pending = result.Pending
 	reply.Members = []string{d.cfg.Cluster}
@@ -149,13 +158,24 @@ func (d *daemon) admitCluster(ctx context.Context, g token.Grant, j *federationv
 	records, pending, err := d.peering.Admit(ctx, member, j.GetCluster(), !g.AutoApprove)
 	var refusal *protocol.Refusal
 	if errors.As(err, &refusal) {
-		return nil, &token.Refused{Reason: refusal.Reason, Message: refusal.Message}
+		return nil, &token.Refused{Reason: refusal.Reason, Message: refusal.Message + "; " + d.remedy(refusal.Reason, member)}
 	}
 	if err != nil {
 		return nil, err
 	}
 	d.log.Info("cluster admitted", "peer", j.GetName(), "trustdomain", c.TrustDomain, "token", g.ID, "pending", pending)
 	return &federationv1.JoinResult{Pending: pending, Records: records}, nil
+}
+
+// remedy says what the operator of a cluster that was not admitted can do.
+func (d *daemon) remedy(reason string, m *federationv1.Member) string {
+	switch reason {
+	case protocol.ReasonNameTaken:
+		return fmt.Sprintf("give the cluster another name and ask for a token for that, or have %s put the other one out first: isthmus peer evict %s", d.local.TrustDomain, m.Name)
+	case protocol.ReasonTrustDomain:
+		return "set another trustDomain in the configuration of cluster " + m.Name + ", with a new dataDir"
+	}
+	return "use an isthmus of the issuer's version, then run the same command again"
 }
 
 // admitMachine gives a machine its first certificate and all that it needs to find us again.

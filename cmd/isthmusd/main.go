@@ -45,7 +45,7 @@ certificates, and is this cluster's peer agent in the federation. Everything but
 			if plaintext != "" {
 				cfg.XDSPlaintext = plaintext
 				if err := cfg.validate(); err != nil {
-					return err
+					return diag.Hint(fmt.Errorf("--xds-plaintext: %w", err), "name a loopback address, for example 127.0.0.1:15010")
 				}
 			}
 			if check {

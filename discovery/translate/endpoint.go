@@ -107,8 +107,7 @@ func (v *view) locateOne(u upstream, e *mesh.Endpoint, plain bool) (located, boo
 		l.key = e.Address + "|" + wire.Itoa(port)
 		l.lb.GetEndpoint().Address = wire.Socket(e.Address, port)
 		// What a proxy sends to its own workload is not captured again, so nobody would end mutual TLS there.
-		own := e.Workload == v.proxy.Name && e.Namespace == v.proxy.Namespace && e.Cluster == v.snap.Local.ID
-		if e.TLS && !plain && !own {
+		if !plain && !v.isSelf(e) && v.takesTLS(e, u.port) {
 			l.lb.Metadata = endpointMetadata(e, "tlsMode", "istio")
 		} else if e.Workload != "" && !plain {
 			l.lb.Metadata = endpointMetadata(e)

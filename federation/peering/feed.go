@@ -103,7 +103,7 @@ func (p *Peering) beat() {
 	p.beaten = own
 	digests := p.core.Digests()
 	s := *p.status.Load()
-	s.Digests, s.Peers = digests, p.core.Peers()
+	s.Digests, s.Peers, s.Gateways = digests, p.core.Peers(), p.gateways()
 	p.status.Store(&s)
 	if own%heardEvery == 0 {
 		heard := map[mesh.ClusterID]time.Time{}

@@ -231,12 +231,9 @@ func (p *Peering) freshness(a protocol.FreshnessChanged) {
 // publish brings the status in line with the core, and with records also the sink, the trust and the feeds.
 func (p *Peering) publish(records bool) {
 	peers := p.core.Peers()
-	s := &Status{Peers: peers, Start: p.start, Stale: map[mesh.ClusterID]time.Time{}, Gateways: map[mesh.ClusterID]string{}, Digests: p.core.Digests()}
+	s := &Status{Peers: peers, Start: p.start, Stale: map[mesh.ClusterID]time.Time{}, Gateways: p.gateways(), Digests: p.core.Digests()}
 	for id, at := range p.stale {
 		s.Stale[id] = at
-	}
-	for id, l := range p.links {
-		s.Gateways[id] = l.gateway()
 	}
 	if records {
 		p.report(peers)
@@ -244,6 +241,15 @@ func (p *Peering) publish(records bool) {
 		p.feed(peers, s.Digests)
 	}
 	p.status.Store(s)
+}
+
+// gateways says through which gateway each record stream goes now.
+func (p *Peering) gateways() map[mesh.ClusterID]string {
+	out := map[mesh.ClusterID]string{}
+	for id, l := range p.links {
+		out[id] = l.gateway()
+	}
+	return out
 }
 
 // report hands the members' exports to the sink.

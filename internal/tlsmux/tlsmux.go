@@ -70,6 +70,9 @@ func Listen(cfg Config) (*Mux, error) {
 // Addr returns the address the port has.
 func (m *Mux) Addr() net.Addr { return m.base.Addr() }
 
+// Close closes the port of a Mux that is not run; Run does it by itself.
+func (m *Mux) Close() error { return m.base.Close() }
+
 // Run accepts connections until ctx ends, then closes all of them and waits for their routes to return.
 func (m *Mux) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { m.base.Close() })
@@ -112,7 +115,12 @@ func (m *Mux) serve(ctx context.Context, conn net.Conn) {
 			for i := range m.cfg.Routes {
 				if m.cfg.Routes[i].Match(hello) {
 					route = &m.cfg.Routes[i]
-					return route.TLS(), nil
+					c := route.TLS()
+					if c.MinVersion < tls.VersionTLS13 { // what is returned replaces the outer configuration whole
+						c = c.Clone()
+						c.MinVersion = tls.VersionTLS13
+					}
+					return c, nil
 				}
 			}
 			return nil, errNoRoute

@@ -166,7 +166,9 @@ func answer(w http.ResponseWriter, out any, err error) {
 	case errors.As(err, &refused):
 		e.Reason = refused.Reason
 	case errors.As(err, &refusal):
-		e.Reason, e.Message = refusal.Reason, refusal.Message
+		if e.Reason = refusal.Reason; err == error(refusal) { // nothing around it
+			e.Message = refusal.Message
+		}
 	}
 	fail(w, http.StatusUnprocessableEntity, e)
 }

@@ -9,41 +9,41 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
-	"github.com/isthmus-mesh/isthmus/dns/zone"
-	"github.com/isthmus-mesh/isthmus/eastwest/gateway"
 )
 
-// Views translates for the proxies that are there. Proxies that are alike share one view.
+// Views translates for the proxies that are there. Each client has a view; views of proxies that are served the same
+// share one scope, and so one translation and its encoded bytes.
 type Views struct {
 	snapshots mesh.Snapshots
 	log       *slog.Logger
-	duration  prometheus.Histogram
+	duration  *prometheus.HistogramVec
 
-	mu    sync.Mutex
-	views map[string]*view
-	names xds.Set // the newest snapshot's DNS hosts, shared by all views
-	of    *mesh.Snapshot
-	// encoded is every resource of the newest sets, by name and version, so that equal ones are one.
-	encoded map[resourceID]*xds.Resource
+	mu     sync.Mutex
+	views  map[string]*view
+	scopes map[string]*scope
+	of     *mesh.Snapshot // the snapshot they are made of
+	names  xds.Set        // its DNS hosts, shared by all
+	// owners counts the services that have a workload as their endpoint: proxies of those have a scope of their own.
+	owners  map[workload]int
+	encoded pool
+	made    uint64 // sets made, to name them
 }
 
-type resourceID struct{ typ, name, version string }
+type workload struct{ namespace, name string }
 
 // view implements xds.Feed.
 type view struct {
-	proxy    *mesh.Proxy // nil: a DNS server
-	users    int
-	problems []mesh.Problem
+	proxy *mesh.Proxy // nil: a DNS server
+	users int
+	seen  uint64 // scope.id that was published
 
 	mu      sync.Mutex
 	set     xds.Set
@@ -57,10 +57,15 @@ func (v *view) Latest() (xds.Set, <-chan struct{}) {
 	return v.set, v.changed
 }
 
-func (v *view) publish(set xds.Set) {
+// follow publishes the scope's set if it is another than the view has.
+func (v *view) follow(s *scope) {
+	if s.set == nil || v.seen == s.id {
+		return
+	}
+	v.seen = s.id
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.set = set
+	v.set = s.set
 	close(v.changed)
 	v.changed = make(chan struct{})
 }
@@ -68,20 +73,22 @@ func (v *view) publish(set xds.Set) {
 // New makes an empty set of views.
 func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) *Views {
 	return &Views{
-		snapshots: snapshots, log: log, views: map[string]*view{}, encoded: map[resourceID]*xds.Resource{},
-		duration: promauto.With(reg).NewHistogram(prometheus.HistogramOpts{
-			Namespace: "isthmus", Subsystem: "views", Name: "translate_seconds", Help: "Time to translate one snapshot for one view.",
+		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{},
+		duration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "isthmus", Subsystem: "views", Name: "translate_seconds", Help: "Time to translate one snapshot for one scope, by path: full, or endpoints alone.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
-		}),
+		}, []string{"path"}),
 	}
 }
 
-// Run retranslates every view for each snapshot until ctx ends.
+// Run retranslates for each snapshot until ctx ends.
 func (vs *Views) Run(ctx context.Context) error {
 	for {
 		snap, changed := vs.snapshots.Latest()
 		if snap != nil {
+			vs.mu.Lock()
 			vs.renew(snap)
+			vs.mu.Unlock()
 		}
 		select {
 		case <-changed:
@@ -93,19 +100,23 @@ func (vs *Views) Run(ctx context.Context) error {
 
 // Feed returns the view of the node and what to call when its stream has ended.
 func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), error) {
-	key, proxy, err := classify(node, identity)
+	proxy, err := proxyOf(node, identity)
 	if err != nil {
 		return nil, nil, err
 	}
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
+	key := "dns"
+	if proxy != nil {
+		key = proxy.ID + "/" + scopeKey(proxy, true)
+	}
 	v := vs.views[key]
 	if v == nil {
 		v = &view{proxy: proxy, changed: make(chan struct{})}
 		vs.views[key] = v
 		if snap, _ := vs.snapshots.Latest(); snap != nil {
-			vs.hosts(snap)
-			vs.translate(v, snap, vs.encoded)
+			vs.renew(snap)
+			v.follow(vs.scopeOf(proxy))
 		}
 	}
 	v.users++
@@ -118,144 +129,92 @@ func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), err
 	}, nil
 }
 
-// classify names the view a node belongs to: nodes with one key are served the same.
-func classify(node *corev3.Node, identity string) (string, *mesh.Proxy, error) {
+// proxyOf reads the node; a DNS server is nil.
+func proxyOf(node *corev3.Node, identity string) (*mesh.Proxy, error) {
 	if node.GetMetadata().GetFields()["GENERATOR"].GetStringValue() == "dns" {
-		return "dns", nil, nil
+		return nil, nil
 	}
-	p, err := translate.ParseProxy(node, identity)
-	if err != nil {
-		return "", nil, err
+	return translate.ParseProxy(node, identity)
+}
+
+// scopeKey names what p is served: by what it is, and by its own name if something is for it alone.
+func scopeKey(p *mesh.Proxy, own bool) string {
+	ipv6 := slices.ContainsFunc(p.Addresses, netip.Addr.Is6)
+	if p.EastWest {
+		return fmt.Sprintf("eastwest/%v", ipv6)
 	}
 	var labels []string
 	for k, v := range p.Labels {
 		labels = append(labels, k+"="+v)
 	}
 	slices.Sort(labels)
-	ipv6 := slices.ContainsFunc(p.Addresses, netip.Addr.Is6)
-	key := fmt.Sprintf("%s/%s/%s/%s/%s/%v/%s", p.Type, p.Namespace, p.Name, p.Network, p.Domain, ipv6, strings.Join(labels, ","))
-	if p.EastWest {
-		key = fmt.Sprintf("eastwest/%v", ipv6)
+	name := ""
+	if own {
+		name = p.Name
 	}
-	return key, p, nil
+	return fmt.Sprintf("%s/%s/%s/%s/%s/%v/%s", p.Type, p.Namespace, name, p.Network, p.Domain, ipv6, strings.Join(labels, ","))
 }
 
+// renew brings every view in line with snap, unless it is there already. The caller holds mu.
 func (vs *Views) renew(snap *mesh.Snapshot) {
-	vs.mu.Lock()
-	defer vs.mu.Unlock()
-	vs.hosts(snap)
-	old := vs.encoded
-	vs.encoded = make(map[resourceID]*xds.Resource, len(old))
-	for typ, named := range vs.names {
-		for _, r := range named {
-			vs.intern(old, typ, r)
-		}
+	if vs.of != nil && snap.Revision <= vs.of.Revision {
+		return
 	}
+	c := change{from: vs.of, to: snap}
+	c.pairs, c.endpointsOnly = translate.Changed(vs.of, snap)
+	vs.of = snap
+	vs.count(c)
+	vs.host(c)
+	old := vs.scopes
+	vs.scopes = make(map[string]*scope, len(old))
 	for _, v := range vs.views {
-		started := time.Now()
-		vs.translate(v, snap, old)
-		vs.duration.Observe(time.Since(started).Seconds())
-	}
-}
-
-// translate gives the view the resources of snap; what did not change keeps its pointer.
-func (vs *Views) translate(v *view, snap *mesh.Snapshot, old map[resourceID]*xds.Resource) {
-	set, problems, err := resources(snap, v.proxy)
-	if err != nil {
-		// One view that cannot be encoded keeps what it has; the others go on.
-		vs.log.Error("translation not served", "part", "views", "revision", snap.Revision, "err", err)
-		return
-	}
-	for typ, named := range set {
-		for name, r := range named {
-			named[name] = vs.intern(old, typ, r)
+		key := vs.key(v.proxy)
+		s := vs.scopes[key]
+		if s == nil {
+			s = vs.refresh(old[key], v.proxy, c)
+			vs.scopes[key] = s
 		}
+		v.follow(s)
 	}
-	for typ, named := range vs.names {
-		set[typ] = named
-	}
-	v.problems = problems
-	v.publish(set)
+	vs.encoded.sweep(vs.scopes)
 }
 
-// intern returns the one resource of that content.
-func (vs *Views) intern(old map[resourceID]*xds.Resource, typ string, r *xds.Resource) *xds.Resource {
-	id := resourceID{typ, r.Name, r.Version}
-	if same := vs.encoded[id]; same != nil {
-		return same
+// scopeOf returns the scope of a proxy that came between two snapshots.
+func (vs *Views) scopeOf(p *mesh.Proxy) *scope {
+	key := vs.key(p)
+	if vs.scopes[key] == nil {
+		vs.scopes[key] = vs.refresh(nil, p, change{to: vs.of})
 	}
-	if same := old[id]; same != nil {
-		r = same
-	}
-	vs.encoded[id] = r
-	return r
+	return vs.scopes[key]
 }
 
-// hosts encodes the DNS hosts once for a snapshot.
-func (vs *Views) hosts(snap *mesh.Snapshot) {
-	if vs.of == snap {
-		return
+func (vs *Views) key(p *mesh.Proxy) string {
+	if p == nil {
+		return "dns"
 	}
-	var msgs []proto.Message
-	for _, h := range zone.Hosts(snap) {
-		msgs = append(msgs, h)
-	}
-	set, err := xds.Encode(msgs...)
-	if err != nil {
-		vs.log.Error("names not served", "part", "views", "revision", snap.Revision, "err", err)
-		return
-	}
-	for typ, named := range set {
-		for name, r := range named {
-			if have := vs.names[typ][name]; have != nil && have.Version == r.Version {
-				named[name] = have
+	return scopeKey(p, vs.owners[workload{p.Namespace, p.Name}] > 0)
+}
+
+// count keeps owners in line with the services.
+func (vs *Views) count(c change) {
+	add := func(s *mesh.Service, n int) {
+		for _, e := range s.Endpoints {
+			if e.Cluster == c.to.Local.ID {
+				vs.owners[workload{e.Namespace, e.Workload}] += n
 			}
 		}
 	}
-	vs.names, vs.of = set, snap
-}
-
-// resources translates for one proxy; nil is a DNS server.
-func resources(snap *mesh.Snapshot, p *mesh.Proxy) (xds.Set, []mesh.Problem, error) {
-	if p == nil {
-		return xds.Set{}, nil, nil
+	if c.endpointsOnly {
+		for _, pair := range c.pairs {
+			add(pair[0], -1)
+			add(pair[1], 1)
+		}
+		return
 	}
-	var msgs []proto.Message
-	var problems []mesh.Problem
-	if p.EastWest {
-		options := gateway.Options{IPv6: slices.ContainsFunc(p.Addresses, netip.Addr.Is6)}
-		r, ps := options.Translate(snap)
-		problems = ps
-		for _, x := range r.Clusters {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Listeners {
-			msgs = append(msgs, x)
-		}
-	} else {
-		r, ps := translate.Translate(snap, p)
-		problems = ps
-		for _, x := range r.Clusters {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Endpoints {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Listeners {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Routes {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Secrets {
-			msgs = append(msgs, x)
-		}
+	vs.owners = map[workload]int{}
+	for _, s := range c.to.Services {
+		add(s, 1)
 	}
-	set, err := xds.Encode(msgs...)
-	if err != nil {
-		return nil, nil, err
-	}
-	return set, problems, nil
 }
 
 // Problems returns what the translations of the newest snapshot left out, each once.
@@ -263,8 +222,8 @@ func (vs *Views) Problems() []mesh.Problem {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	var out []mesh.Problem
-	for _, v := range vs.views {
-		out = append(out, v.problems...)
+	for _, s := range vs.scopes {
+		out = append(out, s.problems...)
 	}
 	slices.SortFunc(out, func(a, b mesh.Problem) int { return strings.Compare(a.String(), b.String()) })
 	return slices.Compact(out)

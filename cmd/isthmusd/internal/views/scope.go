@@ -1,0 +1,218 @@
+package views
+
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/dns/zone"
+	"github.com/isthmus-mesh/isthmus/eastwest/gateway"
+)
+
+// change is how a snapshot differs from the one before.
+type change struct {
+	from, to      *mesh.Snapshot
+	pairs         [][2]*mesh.Service // services that differ, old and new
+	endpointsOnly bool               // nothing but those, and none came or went
+}
+
+// scope is what equal proxies are served. It is not changed after it was made.
+type scope struct {
+	id       uint64 // equal ids, equal sets
+	of       *mesh.Snapshot
+	set      xds.Set
+	problems []mesh.Problem
+}
+
+// refresh makes the scope of p for the change's newest snapshot out of the scope before, which may be nil.
+func (vs *Views) refresh(old *scope, p *mesh.Proxy, c change) *scope {
+	started := time.Now()
+	if old != nil && old.set != nil && old.of == c.from && c.endpointsOnly {
+		if s := vs.endpoints(old, p, c); s != nil {
+			vs.duration.WithLabelValues("endpoints").Observe(time.Since(started).Seconds())
+			return s
+		}
+	}
+	set, problems, err := resources(c.to, p)
+	if err != nil {
+		// One scope that cannot be encoded keeps what it has; the others go on.
+		vs.log.Error("translation not served", "part", "views", "revision", c.to.Revision, "err", err)
+		if old == nil {
+			return &scope{of: c.to}
+		}
+		return &scope{id: old.id, set: old.set, problems: old.problems}
+	}
+	vs.encoded.share(set)
+	maps.Copy(set, vs.names)
+	s := &scope{of: c.to, set: set, problems: problems}
+	if old == nil {
+		s.id = vs.next()
+	} else {
+		s.set = s.set.Sharing(old.set)
+		s.id = vs.idOf(s.set, old)
+	}
+	vs.duration.WithLabelValues("full").Observe(time.Since(started).Seconds())
+	return s
+}
+
+// endpoints is the short path: the scope before, with other assignments of the services that changed. It returns nil when that does not do.
+func (vs *Views) endpoints(old *scope, p *mesh.Proxy, c change) *scope {
+	s := &scope{of: c.to, problems: old.problems, set: maps.Clone(old.set)}
+	if p != nil {
+		assignments, ok := translate.Endpoints(c.from, c.to, p, c.pairs)
+		if !ok {
+			return nil
+		}
+		named := old.set[xds.EndpointType]
+		cloned := false
+		for _, a := range assignments {
+			r := xds.NewResource(a.ClusterName, a)
+			if r == nil {
+				return nil
+			}
+			if have := named[r.Name]; have != nil && have.Version == r.Version {
+				continue
+			}
+			if !cloned {
+				named, cloned = maps.Clone(named), true
+			}
+			named[r.Name] = vs.encoded.one(xds.EndpointType, r)
+		}
+		s.set[xds.EndpointType] = named
+	}
+	maps.Copy(s.set, vs.names)
+	s.id = vs.idOf(s.set, old)
+	return s
+}
+
+// idOf returns the id of the scope before if the set is the same, maps included, else a new one.
+func (vs *Views) idOf(set xds.Set, old *scope) uint64 {
+	if len(set) != len(old.set) {
+		return vs.next()
+	}
+	for typ, named := range set {
+		before, ok := old.set[typ]
+		if !ok || reflect.ValueOf(named).Pointer() != reflect.ValueOf(before).Pointer() {
+			return vs.next()
+		}
+	}
+	return old.id
+}
+
+func (vs *Views) next() uint64 {
+	vs.made++
+	return vs.made
+}
+
+// host encodes the DNS hosts of the newest snapshot once, for all scopes.
+func (vs *Views) host(c change) {
+	if c.endpointsOnly && !slices.ContainsFunc(c.pairs, func(p [2]*mesh.Service) bool {
+		return p[1].Headless || p[0].Headless || !slices.Equal(p[0].VIPs, p[1].VIPs) || !slices.Equal(p[0].Ports, p[1].Ports)
+	}) {
+		return
+	}
+	var msgs []proto.Message
+	for _, h := range zone.Hosts(c.to) {
+		msgs = append(msgs, h)
+	}
+	set, err := xds.Encode(msgs...)
+	if err != nil {
+		vs.log.Error("names not served", "part", "views", "revision", c.to.Revision, "err", err)
+		return
+	}
+	vs.names = set.Sharing(vs.names)
+}
+
+type resourceID struct{ typ, name, version string }
+
+// pool makes equal resources of several scopes one.
+type pool map[resourceID]*xds.Resource
+
+func (p pool) one(typ string, r *xds.Resource) *xds.Resource {
+	id := resourceID{typ, r.Name, r.Version}
+	if same := p[id]; same != nil {
+		return same
+	}
+	p[id] = r
+	return r
+}
+
+// share replaces the resources of a set that nobody else has yet.
+func (p pool) share(set xds.Set) {
+	for typ, named := range set {
+		for name, r := range named {
+			named[name] = p.one(typ, r)
+		}
+	}
+}
+
+// sweep forgets what no scope serves, when that may be half of all there is.
+func (p pool) sweep(scopes map[string]*scope) {
+	total := 0
+	for _, s := range scopes {
+		for _, named := range s.set {
+			total += len(named)
+		}
+	}
+	if len(p) <= 2*total+1024 {
+		return
+	}
+	clear(p)
+	for _, s := range scopes {
+		for typ, named := range s.set {
+			for _, r := range named {
+				p[resourceID{typ, r.Name, r.Version}] = r
+			}
+		}
+	}
+}
+
+// resources translates for one proxy; nil is a DNS server.
+func resources(snap *mesh.Snapshot, p *mesh.Proxy) (xds.Set, []mesh.Problem, error) {
+	if p == nil {
+		return xds.Set{}, nil, nil
+	}
+	var msgs []proto.Message
+	var problems []mesh.Problem
+	if p.EastWest {
+		options := gateway.Options{IPv6: slices.ContainsFunc(p.Addresses, netip.Addr.Is6)}
+		r, ps := options.Translate(snap)
+		problems = ps
+		for _, x := range r.Clusters {
+			msgs = append(msgs, x)
+		}
+		for _, x := range r.Listeners {
+			msgs = append(msgs, x)
+		}
+	} else {
+		r, ps := translate.Translate(snap, p)
+		problems = ps
+		for _, x := range r.Clusters {
+			msgs = append(msgs, x)
+		}
+		for _, x := range r.Endpoints {
+			msgs = append(msgs, x)
+		}
+		for _, x := range r.Listeners {
+			msgs = append(msgs, x)
+		}
+		for _, x := range r.Routes {
+			msgs = append(msgs, x)
+		}
+		for _, x := range r.Secrets {
+			msgs = append(msgs, x)
+		}
+	}
+	set, err := xds.Encode(msgs...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return set, problems, nil
+}

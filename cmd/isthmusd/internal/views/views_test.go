@@ -1,0 +1,193 @@
+package views
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"pgregory.net/rapid"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+)
+
+// newest is a mesh.Snapshots that a test sets.
+type newest struct {
+	snap    *mesh.Snapshot
+	changed chan struct{}
+}
+
+func (n *newest) Latest() (*mesh.Snapshot, <-chan struct{}) { return n.snap, n.changed }
+
+func world(services, pods int) *mesh.Snapshot {
+	local := &mesh.Cluster{ID: "amber", TrustDomain: "amber.mesh", Network: "amber"}
+	snap := &mesh.Snapshot{Revision: 1, Local: local, Clusters: []*mesh.Cluster{local}}
+	for i := range services {
+		name := fmt.Sprintf("svc-%05d", i)
+		s := &mesh.Service{Host: mesh.LocalHost(name, "shop"), Name: name, Namespace: "shop", Object: mesh.ObjectRef{Kind: "Service", Namespace: "shop", Name: name},
+			Ports: []mesh.Port{{Name: "http", Number: 80, Protocol: mesh.HTTP}}}
+		for j := range pods {
+			s.Endpoints = append(s.Endpoints, &mesh.Endpoint{Workload: fmt.Sprintf("%s-%d", name, j), Namespace: "shop", Cluster: "amber", Network: "amber",
+				Address: fmt.Sprintf("10.%d.%d.%d", i/250, i%250, j+1), Ports: map[uint32]uint32{80: 8080}, Identity: "spiffe://amber.mesh/ns/shop/sa/" + name, TLS: true, Ready: true})
+		}
+		snap.Services = append(snap.Services, s)
+	}
+	return snap
+}
+
+// flip is a snapshot in which one endpoint is not what it was.
+func flip(old *mesh.Snapshot, service, endpoint int, change func(*mesh.Endpoint)) *mesh.Snapshot {
+	snap := *old
+	snap.Revision++
+	snap.Services = slices.Clone(old.Services)
+	s := *snap.Services[service]
+	s.Endpoints = slices.Clone(s.Endpoints)
+	e := *s.Endpoints[endpoint]
+	change(&e)
+	s.Endpoints[endpoint] = &e
+	snap.Services[service] = &s
+	return &snap
+}
+
+func node(name string) *corev3.Node {
+	return &corev3.Node{Id: "sidecar~10.9.0.1~" + name + ".shop~shop.svc.cluster.local"}
+}
+
+func open(t testing.TB, vs *Views, name string) xds.Feed {
+	t.Helper()
+	f, _, err := vs.Feed(node(name), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func versions(f xds.Feed) map[string]string {
+	out := map[string]string{}
+	set, _ := f.Latest()
+	for typ, named := range set {
+		for name, r := range named {
+			out[typ+" "+name] = r.Version
+		}
+	}
+	return out
+}
+
+func views(snap *mesh.Snapshot) (*Views, *newest) {
+	n := &newest{snap: snap, changed: make(chan struct{})}
+	return New(n, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), n
+}
+
+// However the views got to a snapshot, they serve what views that never saw another serve.
+func TestHistoryDoesNotShow(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		snap := world(3, 3)
+		vs, n := views(snap)
+		names := []string{"svc-00000-0", "svc-00001-2", "client"}
+		feeds := map[string]xds.Feed{}
+		for range rapid.IntRange(1, 8).Draw(t, "steps") {
+			if name := rapid.SampledFrom(names).Draw(t, "opens"); feeds[name] == nil {
+				f, _, err := vs.Feed(node(name), "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				feeds[name] = f
+			}
+			kind := rapid.IntRange(0, 3).Draw(t, "kind")
+			snap = flip(snap, rapid.IntRange(0, 2).Draw(t, "service"), rapid.IntRange(0, 2).Draw(t, "endpoint"), func(e *mesh.Endpoint) {
+				switch kind {
+				case 0:
+					e.Ready = !e.Ready
+				case 1:
+					e.Address = "10.0.0.77"
+				case 2:
+					e.Identity = "spiffe://amber.mesh/ns/shop/sa/other"
+				case 3:
+					e.Workload = "client"
+				}
+			})
+			n.snap = snap
+			vs.mu.Lock()
+			vs.renew(snap)
+			vs.mu.Unlock()
+		}
+		fresh, _ := views(snap)
+		for name, f := range feeds {
+			g, _, err := fresh.Feed(node(name), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := versions(f), versions(g); !maps.Equal(got, want) {
+				t.Fatalf("%s is served %d resources, want %d, or others", name, len(got), len(want))
+			}
+		}
+	})
+}
+
+func TestEqualProxiesShare(t *testing.T) {
+	snap := world(3, 2)
+	vs, n := views(snap)
+	a, b := open(t, vs, "client-1"), open(t, vs, "client-2")
+	open(t, vs, "svc-00000-0")
+	if len(vs.scopes) != 2 {
+		t.Errorf("%d scopes for two clients that nobody calls and one workload", len(vs.scopes))
+	}
+	_, changed := a.Latest()
+	n.snap = flip(snap, 1, 0, func(e *mesh.Endpoint) { e.Ready = false })
+	vs.mu.Lock()
+	vs.renew(n.snap)
+	vs.mu.Unlock()
+	select {
+	case <-changed:
+	default:
+		t.Error("the change was not published")
+	}
+	x, _ := a.Latest()
+	y, _ := b.Latest()
+	for name, r := range x[xds.EndpointType] {
+		if y[xds.EndpointType][name] != r {
+			t.Errorf("%s is encoded twice", name)
+		}
+	}
+}
+
+func TestNothingNewIsNotPublished(t *testing.T) {
+	snap := world(2, 2)
+	vs, n := views(snap)
+	_, changed := open(t, vs, "client").Latest()
+	same := *snap
+	same.Revision++
+	n.snap = &same
+	vs.mu.Lock()
+	vs.renew(&same)
+	vs.mu.Unlock()
+	select {
+	case <-changed:
+		t.Error("an equal snapshot was published")
+	default:
+	}
+}
+
+// BenchmarkOneEndpoint is one endpoint that changes while 100 clients of one scope are there.
+func BenchmarkOneEndpoint(b *testing.B) {
+	for _, services := range []int{1000, 10000} {
+		b.Run(fmt.Sprintf("%d services", services), func(b *testing.B) {
+			snap := world(services, 10)
+			vs, n := views(snap)
+			for i := range 100 {
+				open(b, vs, fmt.Sprintf("client-%d", i))
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				n.snap = flip(n.snap, 5, 3, func(e *mesh.Endpoint) { e.Weight = uint32(i%7 + 2) })
+				vs.mu.Lock()
+				vs.renew(n.snap)
+				vs.mu.Unlock()
+			}
+		})
+	}
+}
