@@ -244,3 +244,37 @@ func FuzzDecode(f *testing.F) {
 		config.CheckReferences(snap)
 	})
 }
+
+// TestGatewayOfAnotherCluster: an endpoint at port 15443 of a .global host takes mesh TLS without saying so.
+func TestGatewayOfAnotherCluster(t *testing.T) {
+	const entry = `apiVersion: networking.istio.io/v1alpha3
+kind: ServiceEntry
+metadata: {name: httpbin-bar, namespace: foo}
+spec:
+  hosts: [httpbin.bar.global]
+  location: MESH_INTERNAL
+  ports: [{name: http1, number: 8000, protocol: http}]
+  resolution: STATIC
+  addresses: [127.255.0.2]
+  endpoints: [{address: 172.31.0.21, network: external, ports: {http1: 15443}}]
+`
+	for _, c := range []struct {
+		old, new string
+		want     bool
+	}{
+		{"", "", true},
+		{"resolution: STATIC", "resolution: DNS", true},
+		{"hosts: [httpbin.bar.global]", "hosts: [httpbin.example.com]", false},
+		{"MESH_INTERNAL", "MESH_EXTERNAL", false},
+		{"http1: 15443", "http1: 8000", false},
+	} {
+		in, problems := config.Decode("x.yaml", []byte(strings.Replace(entry, c.old, c.new, 1)), config.Options{})
+		if len(in.Services) != 1 || len(problems) > 0 {
+			t.Fatalf("%s: %v", c.new, problems)
+		}
+		e := in.Services[0].Endpoints[0]
+		if e.TLS != c.want || e.Ports[8000] == 0 || (e.Network == "") != c.want {
+			t.Errorf("%s: got %+v", c.new, e)
+		}
+	}
+}

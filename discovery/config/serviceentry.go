@@ -196,5 +196,28 @@ func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *netw
 			o.reject(at+".ports["+name+"]", ReasonUnknownPort, "spec.ports has no port named "+show(name), "add it there or remove it here")
 		}
 	}
+	if ofAnotherCluster(spec, out.Ports) {
+		// The address is dialled as it stands; it is what lies behind that is on another network.
+		out.TLS, out.Network = true, ""
+	}
 	return out
+}
+
+// gatewayPort is where gateways between clusters listen; they take nothing but mesh TLS.
+const gatewayPort = 15443
+
+// ofAnotherCluster reports whether an endpoint with these ports is the gateway of another cluster: the form in which
+// services of other clusters are written by hand.
+func ofAnotherCluster(spec *networking.ServiceEntry, ports map[uint32]uint32) bool {
+	for _, h := range spec.Hosts {
+		if !strings.HasSuffix(strings.TrimSuffix(strings.ToLower(h), "."), mesh.GlobalSuffix) {
+			return false
+		}
+	}
+	for _, n := range ports {
+		if n != gatewayPort {
+			return false
+		}
+	}
+	return spec.Location == networking.ServiceEntry_MESH_INTERNAL && len(ports) > 0
 }

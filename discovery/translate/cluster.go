@@ -73,9 +73,13 @@ func (u upstream) byAddress() bool {
 
 // upstreams lists the clusters of one service.
 func (v *view) upstreams(s *mesh.Service) []upstream {
-	r, f := v.routing.ruleFor(s), v.factsOf(s)
+	r := v.routing.ruleFor(s)
+	var f facts
 	var out []upstream
-	for _, p := range s.Ports {
+	for i, p := range s.Ports {
+		if i == 0 || v.mtlsOff { // only then do ports differ
+			f = v.factsOf(s, p)
+		}
 		if p.Protocol == mesh.UDP {
 			continue
 		}
@@ -87,14 +91,15 @@ func (v *view) upstreams(s *mesh.Service) []upstream {
 	return out
 }
 
-func (v *view) factsOf(s *mesh.Service) facts {
+func (v *view) factsOf(s *mesh.Service, p mesh.Port) facts {
 	f := facts{allTLS: len(s.Endpoints) > 0}
 	for _, e := range s.Endpoints {
 		path := topologies.Reach(v.snap, v.network, e)
 		f.gateways = f.gateways || !path.Direct && path.Reachable()
-		f.someTLS = f.someTLS || e.TLS
-		f.allTLS = f.allTLS && e.TLS
-		if e.TLS && e.Identity != "" {
+		tls := v.takesTLS(e, p)
+		f.someTLS = f.someTLS || tls
+		f.allTLS = f.allTLS && tls
+		if tls && e.Identity != "" {
 			f.ids = append(f.ids, e.Identity)
 		}
 	}

@@ -77,7 +77,7 @@ func endpointPort(e *mesh.Endpoint, p mesh.Port) uint32 {
 
 // inbound returns the clusters of the workload's own ports and the listener for everything captured on its way in.
 func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
-	auth, local := v.peerAuthentication(), v.localPorts()
+	auth, local := v.peerAuthentication(v.proxy.Namespace, v.proxy.Labels), v.localPorts()
 	clusters := []*clusterv3.Cluster{originalDst(inboundPassthroughCluster)}
 	chains := []*listenerv3.FilterChain{{
 		Name:             "loop",

@@ -200,17 +200,38 @@ func (m mtls) at(port uint32) mtlsMode {
 	return m.mode
 }
 
-// peerAuthentication merges the objects that apply to the proxy: of the mesh, of its namespace, of the workload. At
+// takesTLS reports whether mesh TLS is spoken to the endpoint's port: it has a proxy, and no PeerAuthentication turned
+// mutual TLS off there. What other clusters have turned off is not known here.
+func (v *view) takesTLS(e *mesh.Endpoint, p mesh.Port) bool {
+	if !e.TLS || !v.mtlsOff || e.Identity == "" || e.Cluster != v.snap.Local.ID {
+		return e.TLS
+	}
+	return v.peerAuthentication(e.Namespace, e.Labels).at(endpointPort(e, p)) != mtlsDisable
+}
+
+// turnsOff reports whether some PeerAuthentication turns mutual TLS off for some port.
+func turnsOff(list []*mesh.PeerAuthentication) bool {
+	return slices.ContainsFunc(list, func(pa *mesh.PeerAuthentication) bool {
+		for _, m := range pa.Spec.GetPortLevelMtls() {
+			if m.GetMode() == mtlsDisable {
+				return true
+			}
+		}
+		return pa.Spec.GetMtls().GetMode() == mtlsDisable
+	})
+}
+
+// peerAuthentication merges the objects that apply to a workload: of the mesh, of its namespace, of the workload. At
 // each level the first object by namespace and name counts; what it leaves unset comes from the level above.
-func (v *view) peerAuthentication() mtls {
+func (v *view) peerAuthentication(namespace string, labels map[string]string) mtls {
 	var levels [3]*security.PeerAuthentication
 	for _, pa := range v.snap.PeerAuthentications {
 		selector := pa.Spec.GetSelector().GetMatchLabels()
 		level := -1
 		switch {
-		case len(selector) > 0 && pa.Object.Namespace == v.proxy.Namespace && selects(selector, v.proxy.Labels):
+		case len(selector) > 0 && pa.Object.Namespace == namespace && selects(selector, labels):
 			level = 2
-		case len(selector) == 0 && pa.Object.Namespace == v.proxy.Namespace && v.proxy.Namespace != rootNamespace:
+		case len(selector) == 0 && pa.Object.Namespace == namespace && namespace != rootNamespace:
 			level = 1
 		case len(selector) == 0 && pa.Object.Namespace == rootNamespace:
 			level = 0

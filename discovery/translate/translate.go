@@ -77,6 +77,7 @@ type view struct {
 	network  mesh.NetworkID
 	ipv6     bool
 	routing  *routing
+	mtlsOff  bool // some PeerAuthentication turns mutual TLS off
 	problems *problems
 }
 
@@ -85,6 +86,7 @@ func newView(snap *mesh.Snapshot, p *mesh.Proxy) *view {
 	for _, a := range p.Addresses {
 		v.ipv6 = v.ipv6 || a.Is6() && !a.Is4In6()
 	}
+	v.mtlsOff = turnsOff(snap.PeerAuthentications)
 	v.routing = newRouting(snap, p, v.problems)
 	return v
 }

@@ -3,10 +3,13 @@ package translate_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -140,5 +143,31 @@ func BenchmarkTranslate(b *testing.B) {
 	}
 	for b.Loop() {
 		translate.Translate(snap, proxies()["sidecar"])
+	}
+}
+
+// TestMutualTLSTurnedOff: clients speak no mutual TLS to a port for which a PeerAuthentication turned it off.
+func TestMutualTLSTurnedOff(t *testing.T) {
+	snap := bookstore()
+	for _, s := range snap.Services {
+		for _, e := range s.Endpoints {
+			if e.Workload == "productpage-1" {
+				e.Labels["app"] = "productpage" // selected by the rule that turns it off at 3307
+			}
+		}
+	}
+	r, _ := translate.Translate(snap, proxies()["ingress"])
+	for name, want := range map[string]bool{
+		"outbound|9080||productpage.default.svc.cluster.local": true, "outbound|3306||productpage.default.svc.cluster.local": false,
+	} {
+		i := slices.IndexFunc(r.Clusters, func(c *clusterv3.Cluster) bool { return c.GetName() == name })
+		if got := len(r.Clusters[i].GetTransportSocketMatches()) > 0; got != want {
+			t.Errorf("cluster %s offers mutual TLS: %v", name, got)
+		}
+		i = slices.IndexFunc(r.Endpoints, func(a *endpointv3.ClusterLoadAssignment) bool { return a.GetClusterName() == name })
+		_, got := r.Endpoints[i].GetEndpoints()[0].GetLbEndpoints()[0].GetMetadata().GetFilterMetadata()["envoy.transport_socket_match"]
+		if got != want {
+			t.Errorf("endpoint of %s is marked for mutual TLS: %v", name, got)
+		}
 	}
 }

@@ -130,6 +130,7 @@ func (m *Manager) Ready() bool {
 
 // Run obtains and renews until ctx ends; it then returns nil.
 func (m *Manager) Run(ctx context.Context) error {
+	var since time.Time // CAs date certificates back, which is no part of their life here
 	for attempt := 0; ; {
 		wait := time.Duration(0)
 		current, _ := m.Current()
@@ -137,7 +138,11 @@ func (m *Manager) Run(ctx context.Context) error {
 		case attempt > 0:
 			wait = upstream.Backoff(attempt-1, 200*time.Millisecond, 10*time.Second, mrand.Float64())
 		case current != nil:
-			wait = time.Until(RenewAt(current.Leaf.NotBefore, current.Leaf.NotAfter, m.c.GraceRatio, mrand.Float64()))
+			from := current.Leaf.NotBefore
+			if since.After(from) {
+				from = since
+			}
+			wait = time.Until(RenewAt(from, current.Leaf.NotAfter, m.c.GraceRatio, mrand.Float64()))
 		}
 		timer := time.NewTimer(max(0, wait))
 		select {
@@ -155,7 +160,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.c.Log.Warn("certificate not obtained", "attempt", attempt, "err", err)
 			continue
 		}
-		attempt = 0
+		attempt, since = 0, time.Now()
 		m.c.Log.Info("certificate obtained", "id", m.c.ID, "serial", cert.Leaf.SerialNumber.Text(16), "expires", cert.Leaf.NotAfter)
 		m.set(cert)
 	}

@@ -30,6 +30,11 @@ const (
 // ownPorts of the mesh are reached directly.
 var ownPorts = []uint16{15020, 15021, 15090, 15443}
 
+// serviceLoopback are the loopback addresses that hand-written ServiceEntries give to services of other clusters, as
+// Istio's guides had it (127.255.0.2). All other loopback is the machine's own: its name server at 127.0.0.53, its host
+// name at 127.0.1.1, and what its programs say to each other.
+var serviceLoopback = netip.MustParsePrefix("127.255.0.0/16")
+
 // Config is what is captured.
 type Config struct {
 	Mark                 uint32 // connections with it are let through
@@ -70,12 +75,17 @@ func Plan(c Config) []Chain {
 			}
 		}
 	}
-	output = append(output, rule("oifname lo return", ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, "lo"), verdict(expr.VerdictReturn)))
-	for _, p := range append([]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}, c.ExcludeOutboundCIDRs...) {
+	for _, p := range c.ExcludeOutboundCIDRs {
 		output = append(output, rule(daddrText(p)+" return", daddr(p), verdict(expr.VerdictReturn)))
 	}
 	for _, port := range c.ExcludeOutboundPorts {
 		output = append(output, rule(fmt.Sprintf("tcp dport %d return", port), proto(unix.IPPROTO_TCP), dport(port), verdict(expr.VerdictReturn)))
+	}
+	output = append(output,
+		rule(fmt.Sprintf("%s meta l4proto tcp redirect to :%d", daddrText(serviceLoopback), OutboundPort), daddr(serviceLoopback), proto(unix.IPPROTO_TCP), redirect(OutboundPort)),
+		rule("oifname lo return", ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, "lo"), verdict(expr.VerdictReturn)))
+	for _, p := range []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")} {
+		output = append(output, rule(daddrText(p)+" return", daddr(p), verdict(expr.VerdictReturn)))
 	}
 	output = append(output, rule(fmt.Sprintf("meta l4proto tcp redirect to :%d", OutboundPort), proto(unix.IPPROTO_TCP), redirect(OutboundPort)))
 

@@ -98,10 +98,11 @@ func (a *Authority) Sign(csr []byte, id string, ttl time.Duration) ([]string, er
 	return []string{string(leaf), string(a.PEM)}, nil
 }
 
+// leaf is backdated by a minute as those of isthmusd are.
 func (a *Authority) leaf(public any, ttl time.Duration, uris []*url.URL, names []string) ([]byte, error) {
 	now := time.Now()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(a.serial.Add(1)), NotBefore: now, NotAfter: now.Add(ttl), URIs: uris, DNSNames: names,
+		SerialNumber: big.NewInt(a.serial.Add(1)), NotBefore: now.Add(-time.Minute), NotAfter: now.Add(ttl), URIs: uris, DNSNames: names,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}, a.Cert, public, a.key)
 	if err != nil {
