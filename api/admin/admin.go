@@ -65,6 +65,7 @@ type JoinRequest struct {
 
 // JoinReply says what was joined.
 type JoinReply struct {
+	Cluster string   `json:"cluster"` // the one that joins: this cluster
 	Issuer  string   `json:"issuer"`  // cluster that issued the token
 	Pending bool     `json:"pending"` // waits for the issuer's operator
 	Members []string `json:"members"` // clusters known now, this one included

@@ -215,7 +215,7 @@ Both sides learn each other's roots, keys and gateways; every member that the is
 			case reply.DryRun:
 				fmt.Fprintf(cmd.OutOrStdout(), "the token is good: this cluster would join %s\n", reply.Issuer)
 			case reply.Pending:
-				fmt.Fprintf(cmd.OutOrStdout(), "admitted by %s, waiting for its operator: isthmus peer approve NAME there\n", reply.Issuer)
+				fmt.Fprintf(cmd.OutOrStdout(), "admitted by %s, waiting for its operator to run: isthmus peer approve %s\n", reply.Issuer, reply.Cluster)
 			default:
 				fmt.Fprintf(cmd.OutOrStdout(), "joined %s; the mesh has %d clusters: %s\n", reply.Issuer, len(reply.Members), strings.Join(reply.Members, ", "))
 			}

@@ -31,7 +31,7 @@ func newTable(w io.Writer) *table {
 }
 
 func (t *table) row(cells ...string) {
-	fmt.Fprintln(t.tab, strings.TrimRight(strings.Join(cells, "\t"), "\t "))
+	fmt.Fprintln(t.tab, strings.Join(cells, "\t"))
 }
 
 func (t *table) say(format string, args ...any) {

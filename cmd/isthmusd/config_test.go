@@ -128,7 +128,7 @@ func TestCannotStart(t *testing.T) {
 	}{
 		"port in use":           {func(_ *testing.T, c *Config) { c.Listen = port }, []string{port, "address already in use"}},
 		"metrics port in use":   {func(_ *testing.T, c *Config) { c.Metrics = port }, []string{"metrics", port, "address already in use"}},
-		"plaintext port in use": {func(_ *testing.T, c *Config) { c.XDSPlaintext = port }, []string{"plaintext xds", port, "address already in use"}},
+		"plaintext port in use": {func(_ *testing.T, c *Config) { c.XDSPlaintext = port }, []string{"xdsPlaintext", port, "address already in use"}},
 		"no source folder":      {func(_ *testing.T, c *Config) { c.Source.Dir += "/nowhere" }, []string{"nowhere"}},
 		"source is a file": {func(t *testing.T, c *Config) {
 			c.Source.Dir = writeConfig(t, "x: y")
@@ -170,6 +170,9 @@ func TestCannotStart(t *testing.T) {
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("%q is more than one line", err)
+			}
+			if _, err := os.Stat(cfg.DataDir); strings.Contains(name, "port in use") && err == nil {
+				t.Error("it wrote its data directory before it knew that it can run")
 			}
 			if cfg.DataDir != good.DataDir || strings.Contains(name, "cut") {
 				return

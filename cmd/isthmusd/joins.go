@@ -113,7 +113,7 @@ func (d *daemon) join(ctx context.Context, r admin.JoinRequest) (admin.JoinReply
 				"if %s was set up anew, put its old self out first: isthmus peer evict %s", peer.Name, peer.Name)
 		}
 	}
-	reply := admin.JoinReply{Issuer: string(p.Issuer), DryRun: r.DryRun}
+	reply := admin.JoinReply{Cluster: d.cfg.Cluster, Issuer: string(p.Issuer), DryRun: r.DryRun}
 	if r.DryRun {
 		return reply, p.CheckTime(time.Now())
 	}

@@ -69,6 +69,11 @@ type daemon struct {
 
 // run puts the parts together and runs them until ctx ends or one fails.
 func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Registry) error {
+	ports, err := openPorts(cfg) // before anything is written
+	if err != nil {
+		return err
+	}
+	defer ports.close()
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return diag.Hint(fmt.Errorf("data directory: %w", err), "make %s writable, or name another dataDir", cfg.DataDir)
 	}
@@ -120,11 +125,10 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	}
 
 	queue := tlsmux.NewQueue(tcpAddr(cfg.Listen))
-	mux, err := tlsmux.Listen(tlsmux.Config{Addr: cfg.Listen, Log: log, Routes: d.routes(ctx, issuer, queue)})
+	mux, err := tlsmux.Listen(tlsmux.Config{Listener: ports.tls, Log: log, Routes: d.routes(ctx, issuer, queue)})
 	if err != nil {
-		return diag.Hint(err, "another process has the port: end it, or set listen in the configuration")
+		return err
 	}
-	defer mux.Close()
 	srv := grpc.NewServer(grpc.Creds(tlsmux.Credentials()), grpc.MaxRecvMsgSize(xds.MaxRequestBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
@@ -150,24 +154,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		{"grpc", serveGRPC(srv, queue)},
 		{"operator", op.Run},
 	}
-	if cfg.Metrics != "" {
-		l, err := net.Listen("tcp", cfg.Metrics)
-		if err != nil {
-			return diag.Hint(fmt.Errorf("metrics: %w", err), "another process has the port: end it, or set metrics in the configuration")
-		}
-		defer l.Close()
-		parts = append(parts, part{"metrics", serveMetrics(l, reg, st)})
+	if ports.metrics != nil {
+		parts = append(parts, part{"metrics", serveMetrics(ports.metrics, reg, st)})
 	}
-	if cfg.XDSPlaintext != "" {
-		l, err := net.Listen("tcp", cfg.XDSPlaintext)
-		if err != nil {
-			return diag.Hint(fmt.Errorf("plaintext xds: %w", err), "another process has the port: end it, or name another xdsPlaintext")
-		}
-		defer l.Close()
+	if ports.plaintext != nil {
 		plain := grpc.NewServer(grpc.MaxRecvMsgSize(xds.MaxRequestBytes))
 		ads.Register(plain)
 		log.Warn("xds is served without authentication", "addr", cfg.XDSPlaintext)
-		parts = append(parts, part{"plaintext xds", serveGRPC(plain, l)})
+		parts = append(parts, part{"plaintext xds", serveGRPC(plain, ports.plaintext)})
 	}
 	log.Info("isthmusd runs", "addr", mux.Addr().String(), "trustdomain", cfg.TrustDomain, "network", cfg.Network)
 	g, ctx := errgroup.WithContext(ctx)
@@ -175,6 +169,34 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		g.Go(func() error { return p.runNamed(ctx) }) // a failing part ends the process with its name
 	}
 	return g.Wait()
+}
+
+// ports are what isthmusd listens on; those that are off are nil.
+type ports struct{ tls, metrics, plaintext net.Listener }
+
+// openPorts opens all of them or none.
+func openPorts(cfg Config) (p ports, err error) {
+	for _, x := range []struct {
+		to          *net.Listener
+		field, addr string
+	}{{&p.tls, "listen", cfg.Listen}, {&p.metrics, "metrics", cfg.Metrics}, {&p.plaintext, "xdsPlaintext", cfg.XDSPlaintext}} {
+		if x.addr == "" {
+			continue
+		}
+		if *x.to, err = net.Listen("tcp", x.addr); err != nil {
+			p.close()
+			return ports{}, diag.Hint(fmt.Errorf("%s: %w", x.field, err), "another process has the port: end it, or set %s in the configuration", x.field)
+		}
+	}
+	return p, nil
+}
+
+func (p ports) close() {
+	for _, l := range []net.Listener{p.tls, p.metrics, p.plaintext} {
+		if l != nil {
+			l.Close()
+		}
+	}
 }
 
 // federate makes the peer agent out of what the ledger kept.

@@ -459,9 +459,17 @@ func (p *Peering) Approve(ctx context.Context, name string) error {
 	return p.change(ctx, nil, protocol.Approve{Name: mesh.ClusterID(name)})
 }
 
-// Evict puts a cluster out.
+// Evict puts a cluster out. One that is not known here is refused: most likely the name is a slip.
 func (p *Peering) Evict(ctx context.Context, name string) error {
-	return p.change(ctx, nil, protocol.Evict{Name: mesh.ClusterID(name)})
+	known := func() error {
+		for _, peer := range p.core.Peers() {
+			if string(peer.Name) == name {
+				return nil
+			}
+		}
+		return &protocol.Refusal{Reason: protocol.ReasonUnknownPeer, Message: fmt.Sprintf("no cluster %q is known here", name)}
+	}
+	return p.change(ctx, known, protocol.Evict{Name: mesh.ClusterID(name)})
 }
 
 // OwnRecord returns the local cluster's signed cluster record, for a join request.

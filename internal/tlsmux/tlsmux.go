@@ -29,8 +29,9 @@ type Route struct {
 
 // Config describes a Mux.
 type Config struct {
-	Addr   string // host:port to listen on
-	Routes []Route
+	Addr     string       // host:port to listen on
+	Listener net.Listener // a port that is open already, in place of Addr
+	Routes   []Route
 	// HandshakeTimeout bounds the time from accept to the end of the handshake. Raising it lets slow links in and
 	// idle attackers stay longer.
 	HandshakeTimeout time.Duration
@@ -60,11 +61,13 @@ func Listen(cfg Config) (*Mux, error) {
 	if cfg.MaxConns == 0 {
 		cfg.MaxConns = 20000
 	}
-	l, err := net.Listen("tcp", cfg.Addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", cfg.Addr, err)
+	if cfg.Listener == nil {
+		var err error
+		if cfg.Listener, err = net.Listen("tcp", cfg.Addr); err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", cfg.Addr, err)
+		}
 	}
-	return &Mux{cfg: cfg, base: l, conns: map[net.Conn]bool{}}, nil
+	return &Mux{cfg: cfg, base: cfg.Listener, conns: map[net.Conn]bool{}}, nil
 }
 
 // Addr returns the address the port has.
@@ -85,7 +88,7 @@ func (m *Mux) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("accept on %s: %w", m.cfg.Addr, err)
+			return fmt.Errorf("accept on %s: %w", m.base.Addr(), err)
 		case err != nil: // out of descriptors, or reset before accept: both pass
 			m.cfg.Log.Warn("accept", "err", err)
 			select {

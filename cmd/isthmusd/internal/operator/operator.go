@@ -200,7 +200,7 @@ func (s *Server) tokens(*http.Request) ([]admin.Token, error) {
 func (s *Server) revoke(r *http.Request) (struct{}, error) {
 	_, err := s.cfg.Grants.Revoke(r.Context(), r.PathValue("id"), "operator", time.Now())
 	if errors.Is(err, token.ErrNoGrant) {
-		err = diag.Hint(fmt.Errorf("token %s: %w", r.PathValue("id"), err), "isthmus token list shows those that are")
+		err = diag.Hint(err, "isthmus token list shows those that are")
 	}
 	return struct{}{}, err
 }

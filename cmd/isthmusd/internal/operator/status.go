@@ -139,10 +139,10 @@ func (s *Server) proxies() []admin.Proxy {
 			switch {
 			case t.Nack != "":
 				state.State = "NACK"
+			case t.Pending == 0 && t.Acked == t.Sent: // also when it resumed with all there is
+				state.State = "SYNCED"
 			case t.Sent == "":
 				state.State = "NOT SENT"
-			case t.Acked == t.Sent:
-				state.State = "SYNCED"
 			}
 			p.Types[name] = state
 		}
@@ -165,7 +165,7 @@ func (s *Server) explain(ctx context.Context, r admin.ExplainRequest) (admin.Exp
 	}
 	way, err := explain.Explain(snap, explain.Request{From: r.From, URL: r.URL, Method: r.Method, Headers: headers})
 	if err != nil {
-		return admin.Explanation{}, diag.Hint(err, "isthmus status lists the exports and imports known here")
+		return admin.Explanation{}, err
 	}
 	out := admin.Explanation{
 		From: way.From.Object.String(), URL: r.URL, Host: way.Service.Host, Object: way.Service.Object.String(), Port: way.Port.Number,
