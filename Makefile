@@ -4,49 +4,68 @@
 
 SHELL       := /bin/bash
 ENVOY_VERSION := 1.40.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BIN         := build/bin
 PROGRAMS    := isthmusd isthmus isthmus-agent coredns
-APPS        := bookstore caller
-GOFLAGS_BUILD := -trimpath -ldflags '-s -w'
-export ENVOY ?= $(CURDIR)/build/envoy/envoy
+TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/lab/cmd/lab e2e/demo
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BUILD_FLAGS := -trimpath -buildvcs=false
+LINK_FLAGS  := -s -w -X github.com/isthmus-mesh/isthmus/internal/version.Version=$(VERSION)
+FETCHED     := $(CURDIR)/build/envoy/envoy
+export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help build envoy demo test unit e2e lint fuzz clean proto
+.PHONY: help tools build envoy demo test check unit e2e lint vuln fuzz clean proto
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-build: ## build every program into build/bin
+tools:
+	@hack/check-tools.sh
+
+build: tools ## build every program into build/bin
 	@mkdir -p $(BIN)
-	@for p in $(PROGRAMS); do echo "build: $$p"; go build $(GOFLAGS_BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done
-	@for a in $(APPS); do echo "build: $$a"; go build $(GOFLAGS_BUILD) -o $(BIN)/$$a ./e2e/apps/$$a || exit 1; done
-	@echo "build: demo and lab"; go build $(GOFLAGS_BUILD) -o $(BIN)/ ./e2e/lab/cmd/lab ./e2e/demo
+	@set -e; for p in $(PROGRAMS); do hack/build.sh $(BIN) ./cmd/$$p $(BUILD_FLAGS) -ldflags '$(LINK_FLAGS)'; done
+	@set -e; for p in $(TEST_PROGRAMS); do hack/build.sh $(BIN) ./$$p $(BUILD_FLAGS) -ldflags '-s -w'; done
 
-envoy: ## fetch Envoy into build/envoy
-	@if [ "$(ENVOY)" = "$(CURDIR)/build/envoy/envoy" ]; then hack/fetch-envoy.sh $(ENVOY_VERSION) build/envoy; fi
+envoy: ## fetch Envoy into build/envoy, unless ENVOY names another
+	@if [ "$$ENVOY" = "$(FETCHED)" ]; then hack/fetch-envoy.sh $(ENVOY_VERSION) build/envoy; \
+	elif [ ! -x "$$ENVOY" ]; then echo "envoy: ENVOY=$$ENVOY is no program: correct it, or unset it and Envoy is fetched" >&2; exit 1; fi
 
-demo: envoy build ## run the main job; KEEP=1 leaves it running
-	@$(BIN)/demo $(if $(KEEP),--keep)
+# What the demo needs is checked before the minutes of building that follow.
+demo: tools envoy ## run the main job; KEEP=1 leaves it running
+	@mkdir -p $(BIN) && hack/build.sh $(BIN) ./e2e/demo $(BUILD_FLAGS) -ldflags '-s -w' && $(BIN)/demo --check
+	@$(MAKE) --no-print-directory build
+	@$(BIN)/demo $(if $(filter-out 0 no false,$(KEEP)),--keep)
 
-test: lint unit e2e ## run everything
+test: check unit e2e ## run everything
 	@echo "test: all passed"
 
-unit: envoy ## unit, golden, property and real-Envoy tests, with the race detector
+check: tools ## formatting and vet
+	@files="$$(gofmt -l api bench cmd discovery dns e2e eastwest federation internal topologies 2>/dev/null)"; \
+	test -z "$$files" || { echo "check: run gofmt -w on these:"; echo "$$files"; exit 1; }
+	go vet ./...
+
+unit: tools envoy ## unit, golden, property and real-Envoy tests and the import rules, with the race detector
 	REQUIRE_TOOLS=1 go test -race -timeout 15m $$(go list ./... | grep -v /e2e/)
 
 e2e: envoy build ## the lab and the demo's seven steps as tests
-	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 20m ./e2e/...
+	REQUIRE_TOOLS=1 go test -race -count=1 -timeout 20m ./e2e/...
 
-lint: ## formatting and vet; the import rules are a test in internal/arch
-	@test -z "$$(gofmt -l .)" || { echo "lint: gofmt these:"; gofmt -l .; exit 1; }
-	go vet ./...
+lint: check ## check, the import rules and staticcheck (fetched as a Go module)
+	go test ./internal/arch
+	go run $(STATICCHECK) ./...
+
+vuln: tools ## known vulnerabilities in what is linked; needs the network (vuln.go.dev)
+	go run $(GOVULNCHECK) ./...
 
 FUZZTIME ?= 10s
-fuzz: ## run each fuzz target for FUZZTIME
+fuzz: tools ## run each fuzz target for FUZZTIME
 	@go list ./... | while read -r p; do for f in $$(go test -list '^Fuzz' $$p 2>/dev/null | grep ^Fuzz); do echo "fuzz: $$p $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 
 proto: ## regenerate the wire types (needs protoc and protoc-gen-go)
 	protoc -I . --go_out=. --go_opt=paths=source_relative api/federation/v1/federation.proto api/dns/v1/dns.proto
 
-clean: ## remove what was built
+clean: ## remove what was built, Envoy and logs included
 	rm -rf build

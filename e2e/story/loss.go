@@ -29,7 +29,7 @@ func gatewayKilled(ctx context.Context, w *World) (string, error) {
 		return "", err
 	}
 	var killed time.Time
-	rs, err := w.under(ctx, client, reviewsURL, 150, 7*time.Second, func(ctx context.Context) error {
+	rs, err := w.under(ctx, client, reviewsURL, 60, 7*time.Second, func(ctx context.Context) error {
 		if err := pass(ctx, 2*time.Second); err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func controlPlaneKilled(ctx context.Context, w *World) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	rs, err := w.under(ctx, client, reviewsURL, 150, 8*time.Second, func(ctx context.Context) error {
+	rs, err := w.under(ctx, client, reviewsURL, 60, 8*time.Second, func(ctx context.Context) error {
 		if err := pass(ctx, time.Second); err != nil {
 			return err
 		}
@@ -131,7 +131,7 @@ func controlPlaneKilled(ctx context.Context, w *World) (string, error) {
 func clusterCut(ctx context.Context, w *World) (string, error) {
 	var cut, restored time.Time
 	var stale string
-	rs, err := w.under(ctx, client, reviewsURL, 100, 20*time.Second, func(ctx context.Context) error {
+	rs, err := w.under(ctx, client, reviewsURL, 50, 20*time.Second, func(ctx context.Context) error {
 		if err := pass(ctx, 2*time.Second); err != nil {
 			return err
 		}

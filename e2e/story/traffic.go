@@ -195,7 +195,7 @@ func versionRouting(ctx context.Context, w *World) (string, error) {
 
 func changedWeights(ctx context.Context, w *World) (string, error) {
 	var changed time.Time
-	rs, err := w.under(ctx, client, reviewsURL, 200, 5*time.Second, func(ctx context.Context) error {
+	rs, err := w.under(ctx, client, reviewsURL, 100, 5*time.Second, func(ctx context.Context) error {
 		if err := pass(ctx, 2*time.Second); err != nil {
 			return err
 		}
@@ -206,7 +206,7 @@ func changedWeights(ctx context.Context, w *World) (string, error) {
 		return "", err
 	}
 	before, after := rs.between(time.Time{}, changed), rs.between(changed.Add(time.Second), time.Now())
-	if len(before) < 200 || len(after) < 200 {
+	if len(before) < 100 || len(after) < 100 {
 		return "", fmt.Errorf("%d requests before the change and %d after it are too few", len(before), len(after))
 	}
 	share := func(rs results) int { return 100 * rs.versions()["v3"] / len(rs) }

@@ -18,34 +18,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/isthmus-mesh/isthmus/eastwest/gateway"
+	"github.com/isthmus-mesh/isthmus/internal/envoytest"
 )
-
-// Envoy returns the path of the Envoy binary: $ENVOY, or build/envoy/envoy in the repository. Without one the test
-// fails, or is skipped under -short.
-func Envoy(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("ENVOY")
-	if path == "" {
-		dir, err := os.Getwd()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for dir != filepath.Dir(dir) {
-			if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-				break
-			}
-			dir = filepath.Dir(dir)
-		}
-		path = filepath.Join(dir, "build", "envoy", "envoy")
-	}
-	if _, err := os.Stat(path); err != nil {
-		if testing.Short() {
-			t.Skipf("no Envoy at %s", path)
-		}
-		t.Fatalf("no Envoy at %s: run make envoy, or set ENVOY to the path of an Envoy 1.40", path)
-	}
-	return path
-}
 
 // Validate fails the test unless Envoy accepts res.
 func Validate(t *testing.T, res gateway.Resources) {
@@ -54,7 +28,7 @@ func Validate(t *testing.T, res gateway.Resources) {
 	writeJSON(t, bootstrap, &bootstrapv3.Bootstrap{
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: res.Clusters, Listeners: res.Listeners},
 	})
-	out, err := exec.CommandContext(t.Context(), Envoy(t), "--mode", "validate", "--log-level", "warning", "-c", bootstrap).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), envoytest.Path(t), "--mode", "validate", "--log-level", "warning", "-c", bootstrap).CombinedOutput()
 	if err != nil {
 		t.Errorf("envoy refuses the resources: %v\n%s", err, out)
 	}
@@ -69,7 +43,7 @@ type envoyGateway struct {
 // StartEnvoy runs Envoy with res until the test ends and waits until it listens.
 func StartEnvoy(t *testing.T, res gateway.Resources) Gateway {
 	t.Helper()
-	binary := Envoy(t)
+	binary := envoytest.Path(t)
 	e := &envoyGateway{dir: t.TempDir()}
 	a := res.Listeners[0].Address.GetSocketAddress()
 	e.addr = net.JoinHostPort(a.Address, strconv.Itoa(int(a.GetPortValue())))
