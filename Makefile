@@ -51,13 +51,13 @@ unit: tools envoy ## unit, golden, property and real-Envoy tests and the import 
 	REQUIRE_TOOLS=1 go test -race -timeout 15m $$(go list ./... | grep -v /e2e/)
 
 e2e: envoy build ## the lab and the demo's seven steps as tests
-	REQUIRE_TOOLS=1 go test -race -count=1 -timeout 20m ./e2e/...
+	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 20m ./e2e/...
 
 lint: check ## check, the import rules and staticcheck (fetched as a Go module)
 	go test ./internal/arch
 	go run $(STATICCHECK) ./...
 
-vuln: tools ## known vulnerabilities in what is linked; needs the network (vuln.go.dev)
+vuln: tools ## known vulnerabilities in what is linked; needs a network that reaches the vulnerability database
 	go run $(GOVULNCHECK) ./...
 
 FUZZTIME ?= 10s

@@ -80,3 +80,16 @@ func LocalHost(name, namespace string) string { return name + "." + namespace + 
 
 // GlobalHost returns the host under which every exporter's NAME in NAMESPACE is merged: NAME.NAMESPACE.global.
 func GlobalHost(name, namespace string) string { return name + "." + namespace + GlobalSuffix }
+
+// IsLabel reports whether s is a DNS label in lower case (RFC 1123, section 2.1).
+func IsLabel(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}

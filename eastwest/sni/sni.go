@@ -33,12 +33,12 @@ type Pod struct {
 // Name returns the server name, lower case. It fails when a part is not a DNS name or the whole is over MaxLen.
 func (p Pod) Name() (string, error) {
 	for _, label := range []string{string(p.Cluster), p.Service, p.Namespace} {
-		if !isLabel(label) {
+		if !mesh.IsLabel(label) {
 			return "", fmt.Errorf("%q in the server name of %s: %w", label, p.Workload, ErrName)
 		}
 	}
 	for label := range strings.SplitSeq(p.Workload, ".") {
-		if !isLabel(label) {
+		if !mesh.IsLabel(label) {
 			return "", fmt.Errorf("workload %q: %w", p.Workload, ErrName)
 		}
 	}
@@ -120,16 +120,3 @@ var Controls = []Control{Gossip, Join, Peer, XDS}
 
 // Name returns the server name of the control service in the trust domain.
 func (c Control) Name(td mesh.TrustDomain) string { return string(c) + "." + string(td) }
-
-// isLabel reports whether s is a DNS label (RFC 1123, section 2.1) in lower case.
-func isLabel(s string) bool {
-	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
-}

@@ -157,7 +157,7 @@ func (in *importer) readCluster(r *federationv1.Record) {
 		in.problem(ref, "", "Malformed", "its description does not decode: %v", err)
 		return
 	}
-	if !protocol.IsLabel(string(in.id)) || !protocol.IsDomain(body.TrustDomain) {
+	if !mesh.IsLabel(string(in.id)) || !protocol.IsDomain(body.TrustDomain) {
 		in.problem(ref, "trustDomain", "BadName", "trust domain %s is not a DNS name", quote(body.TrustDomain))
 		return
 	}
@@ -200,7 +200,7 @@ func (in *importer) readCluster(r *federationv1.Record) {
 func (in *importer) readService(r, endpoints *federationv1.Record) {
 	namespace, name, _ := strings.Cut(r.Key, "/")
 	ref := in.ref("Service", namespace, name)
-	if !protocol.IsLabel(namespace) || !protocol.IsLabel(name) {
+	if !mesh.IsLabel(namespace) || !mesh.IsLabel(name) {
 		in.problem(in.ref("Service", "", quote(r.Key)), "", "BadName", "%s is not NAMESPACE/NAME of two DNS labels", quote(r.Key))
 		return
 	}
@@ -245,7 +245,7 @@ func (in *importer) readPorts(ref mesh.ObjectRef, ports []*federationv1.Port) []
 		if !slices.Contains(protocols, port.Protocol) {
 			port.Protocol = mesh.TCP // a protocol that a later version knows
 		}
-		if port.Name != "" && !protocol.IsLabel(port.Name) {
+		if port.Name != "" && !mesh.IsLabel(port.Name) {
 			in.problem(ref, field, "BadName", "port name %s is not a DNS label", quote(p.Name))
 			port.Name = ""
 		}

@@ -97,7 +97,7 @@ func checkMember(m *federationv1.Member) *Refusal {
 	switch {
 	case m == nil:
 		return refuse(ReasonMalformed, "member is missing")
-	case !IsLabel(m.Name):
+	case !mesh.IsLabel(m.Name):
 		return refuse(ReasonBadName, "member name %s is not a DNS label", quote(m.Name))
 	case !IsDomain(m.TrustDomain):
 		return refuse(ReasonBadName, "trust domain %s of member %s is not a DNS name", quote(m.TrustDomain), m.Name)

@@ -66,7 +66,7 @@ type Config struct {
 // Validate reports what a Core cannot work with.
 func (c Config) Validate() error {
 	switch {
-	case !IsLabel(string(c.Name)):
+	case !mesh.IsLabel(string(c.Name)):
 		return fmt.Errorf("cluster name %q is not a DNS label", c.Name)
 	case !IsDomain(string(c.TrustDomain)):
 		return fmt.Errorf("trust domain %q of cluster %s is not a lower-case DNS name", c.TrustDomain, c.Name)

@@ -94,7 +94,7 @@ func ResourceName(r *federationv1.Record) string {
 // ParseResourceName reads what ResourceName wrote.
 func ParseResourceName(name string) (origin mesh.ClusterID, kind, key string, err error) {
 	parts := strings.SplitN(name, "/", 3)
-	if len(parts) != 3 || !IsLabel(parts[0]) {
+	if len(parts) != 3 || !mesh.IsLabel(parts[0]) {
 		return "", "", "", fmt.Errorf("%q is not the name of a record: want ORIGIN/KIND/KEY", name)
 	}
 	if ref := checkKey(parts[1], parts[2]); ref != nil && parts[1] != KindPending {
@@ -136,7 +136,7 @@ func validate(r *federationv1.Record) *Refusal {
 	switch {
 	case r == nil:
 		return refuse(ReasonMalformed, "record is missing")
-	case !IsLabel(r.Origin):
+	case !mesh.IsLabel(r.Origin):
 		return refuse(ReasonBadName, "origin %s is not a DNS label", quote(r.Origin))
 	case len(r.Body) > MaxBody:
 		return refuse(ReasonTooLarge, "body has %d bytes, %d are allowed", len(r.Body), MaxBody)
@@ -156,12 +156,12 @@ func checkKey(kind, key string) *Refusal {
 	ok := false
 	switch kind {
 	case KindMember:
-		ok = IsLabel(key)
+		ok = mesh.IsLabel(key)
 	case KindCluster:
 		ok = key == ""
 	case KindService, KindEndpoints:
 		namespace, name, found := strings.Cut(key, "/")
-		ok = found && IsLabel(namespace) && IsLabel(name)
+		ok = found && mesh.IsLabel(namespace) && mesh.IsLabel(name)
 	case KindTombstone:
 		of, rest, _ := strings.Cut(key, "/")
 		if of != KindMember && of != KindService && of != KindEndpoints {
@@ -185,26 +185,13 @@ func quote(s string) string {
 	return strconv.QuoteToASCII(s)
 }
 
-// IsLabel reports whether s is a DNS label (RFC 1123, section 2.1) in lower case.
-func IsLabel(s string) bool {
-	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
-}
-
 // IsDomain reports whether s is one or more DNS labels with dots between, at most 253 bytes.
 func IsDomain(s string) bool {
 	if len(s) > MaxKey {
 		return false
 	}
 	for label := range strings.SplitSeq(s, ".") {
-		if !IsLabel(label) {
+		if !mesh.IsLabel(label) {
 			return false
 		}
 	}

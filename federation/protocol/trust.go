@@ -245,7 +245,7 @@ func (c *Core) approve(name mesh.ClusterID) {
 }
 
 func (c *Core) evict(name mesh.ClusterID) {
-	if !IsLabel(string(name)) || name == c.cfg.Name {
+	if !mesh.IsLabel(string(name)) || name == c.cfg.Name {
 		c.reject(c.cfg.Name, "", quote(string(name)), refuse(ReasonUnknownPeer, "cluster %s cannot be evicted", quote(string(name))))
 		return
 	}

@@ -44,7 +44,7 @@ func Issue(c IssueConfig) (string, Grant, error) {
 	}
 	c.Uses = max(c.Uses, 1)
 	if c.Kind == VM {
-		if c.Machine == nil || !isLabel(c.Machine.ServiceAccount) {
+		if c.Machine == nil || !mesh.IsLabel(c.Machine.ServiceAccount) {
 			return "", Grant{}, fmt.Errorf("token for a machine: it needs a name, a namespace and a service account, each a DNS label: isthmus token create --vm NAME --namespace NS --service-account SA")
 		}
 		c.Subject = c.Machine.Namespace + "/" + c.Machine.Name

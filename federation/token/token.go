@@ -434,10 +434,10 @@ func isTrustDomain(s string) bool {
 func isSubject(k Kind, sub string) bool {
 	switch k {
 	case Cluster:
-		return isLabel(sub)
+		return mesh.IsLabel(sub)
 	case VM:
 		ns, name, ok := strings.Cut(sub, "/")
-		return ok && isLabel(ns) && isLabel(name)
+		return ok && mesh.IsLabel(ns) && mesh.IsLabel(name)
 	}
 	return false
 }
@@ -454,17 +454,4 @@ func isHostPort(s string) bool {
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	return err == nil && n > 0 && strconv.FormatUint(n, 10) == port
-}
-
-// isLabel reports whether s is a DNS label in lower case (RFC 1123, section 2.1).
-func isLabel(s string) bool {
-	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
-		return false
-	}
-	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
-	}
-	return true
 }

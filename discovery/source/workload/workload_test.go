@@ -85,7 +85,9 @@ func TestLife(t *testing.T) {
 			t.Error("still there after the grace time")
 		}
 
-		gone, _ = s.Connect("default", "ratings", "ratings", nil)
+		if _, err := s.Connect("default", "ratings", "ratings", nil); err != nil {
+			t.Fatal(err)
+		}
 		stop()
 		out = newSink()
 		s, stop = start(t, dir, out)
