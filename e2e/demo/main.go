@@ -113,12 +113,16 @@ func demo(ctx context.Context, path, bin, logBase string, keep bool) (passed, fa
 		fmt.Printf("pass  %s (%.1f s)\n      %s\n", s.Title, time.Since(begun).Seconds(), seen)
 	}
 	fmt.Printf("demo: took %.1f s, logs of all programs are in %s\n", time.Since(started).Seconds(), logs)
-	if keep && failed == 0 {
+	if keep {
+		rules, err := w.LeaveRules()
+		if err != nil {
+			return passed, failed, err
+		}
 		if err := l.Keep(); err != nil {
 			return passed, failed, err
 		}
 		kept = true
-		lookAround(l, bin)
+		lookAround(l, bin, rules)
 	}
 	return passed, failed, nil
 }
@@ -161,19 +165,20 @@ func tellOthers(base, bin string) {
 	}
 }
 
-func lookAround(l *lab.Lab, bin string) {
+func lookAround(l *lab.Lab, bin, rules string) {
 	fmt.Printf(`
 The world is still up. Look around:
   %[1]s/isthmus --socket %[2]s/amber/isthmusd.sock status
   %[1]s/isthmus --socket %[2]s/birch/isthmusd.sock peers
   %[1]s/isthmus --socket %[2]s/amber/isthmusd.sock explain --from productpage.default http://reviews.default.global:9080/
-  %[1]s/lab exec amber/productpage-v1 -- %[3]s/caller --url http://reviews.default.global:9080/ --n 100
-  %[1]s/lab exec amber/productpage-v1 -- curl -s localhost:15000/clusters
-Change something: each cluster reads a folder of YAML, for example %[2]s/amber/config
-  %[1]s/lab nodes                 lists every host
-  %[1]s/lab down                  ends it
+  %[1]s/lab exec --run %[4]s amber/productpage-v1 -- %[3]s/caller --url http://reviews.default.global:9080/ --n 100
+Change a weight, and call again: the rules of amber are in
+  %[5]s
+Each cluster reads a folder of YAML such as %[2]s/amber/config; new files count, too.
+  %[1]s/lab nodes %[4]s         lists every host; lab exec --run %[4]s HOST -- COMMAND runs something there
+  %[1]s/lab down %[4]s          ends it
 
-`, bin, l.Dir(), abs(bin))
+`, bin, l.Dir(), abs(bin), l.Run, rules)
 }
 
 func abs(path string) string {

@@ -773,6 +773,26 @@ func TestMeshed(t *testing.T) {
 	}
 }
 
+func TestGatewayPods(t *testing.T) {
+	c := &Cluster{Spec: ClusterSpec{Name: "a", PodCIDR: netip.MustParsePrefix("10.0.0.0/24")}, ConfigDir: t.TempDir()}
+	text := ""
+	for i, istio := range []string{"ingressgateway", "egressgateway", "eastwestgateway", "other"} {
+		text += fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {istio: %s, sidecar.istio.io/inject: 'true'}}\nstatus: {podIP: 10.0.0.%d}\n---\n", istio, istio, i+9)
+	}
+	if err := os.WriteFile(filepath.Join(c.ConfigDir, "pods.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pods, err := c.readPods()
+	if err != nil || len(pods) != 4 {
+		t.Fatal(pods, err)
+	}
+	for name, want := range map[string]bool{"ingressgateway": true, "egressgateway": true, "eastwestgateway": false, "other": false} {
+		if p := pods["a/"+name]; p.Gateway != want || p.Meshed == want {
+			t.Errorf("%s: gateway %v, meshed %v", name, p.Gateway, p.Meshed)
+		}
+	}
+}
+
 func TestOverlay(t *testing.T) {
 	got := overlay(map[string]any{"a": 1, "b": map[string]any{"c": 1, "d": 2}}, map[string]any{"b": map[string]any{"d": 3}, "e": 4})
 	keys := make([]string, 0, len(got))

@@ -26,7 +26,7 @@ const (
 
 // ErrNotAllowed is returned where neither root nor a user namespace is to be had.
 var ErrNotAllowed = errors.New("network namespaces are not allowed here; run as root, or allow user namespaces " +
-	"(sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0; " +
+	"(sysctl user.max_user_namespaces=10000 user.max_net_namespaces=10000 kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0; " +
 	"in a container: --cap-add SYS_ADMIN --cap-add NET_ADMIN --security-opt apparmor=unconfined --security-opt seccomp=unconfined)")
 
 // Main runs a program that uses labs and returns its exit code; main and TestMain call it first and pass the code to

@@ -27,13 +27,17 @@ type Pod struct {
 	Name, Namespace, ServiceAccount string
 	Labels                          map[string]string
 	IP                              netip.Addr
-	Meshed                          bool // has an agent
+	Meshed                          bool // has a sidecar
+	Gateway                         bool // is a gateway at the edge of the mesh: label istio: ingressgateway or egressgateway
 	Node                            *Node
 	Apps                            []*Proc // one a container
-	Agent                           *Proc   // nil when not meshed
+	Agent                           *Proc   // nil when neither meshed nor a gateway
 
 	object *corev1.Pod
 }
+
+// ProxyImage is the image of a gateway's container. It stands for no program: the lab starts an agent.
+const ProxyImage = "isthmus/proxy"
 
 // nodeName is the pod's node in the lab.
 func nodeName(cluster, namespace, name string) string {
@@ -119,7 +123,8 @@ func (c *Cluster) readPods() (map[string]*Pod, error) {
 		return nil, fmt.Errorf("read pods: %w", err)
 	}
 	for _, p := range pods {
-		p.Meshed = meshed(p.object, namespaces[p.Namespace])
+		p.Gateway = p.Labels["istio"] == "ingressgateway" || p.Labels["istio"] == "egressgateway"
+		p.Meshed = !p.Gateway && meshed(p.object, namespaces[p.Namespace])
 	}
 	return pods, nil
 }
@@ -205,11 +210,14 @@ func (c *Cluster) startPod(ctx context.Context, p *Pod, ready <-chan struct{}) e
 		return nil
 	}
 	for i := range p.object.Spec.Containers {
+		if p.Gateway && image(p.object.Spec.Containers[i].Image) == ProxyImage {
+			continue
+		}
 		if err := c.lab.tolerate(c.startContainer(ctx, p, &p.object.Spec.Containers[i])); err != nil {
 			return err
 		}
 	}
-	if !p.Meshed {
+	if !p.Meshed && !p.Gateway {
 		return nil
 	}
 	if err := await(ctx, ready); err != nil {
@@ -220,8 +228,12 @@ func (c *Cluster) startPod(ctx context.Context, p *Pod, ready <-chan struct{}) e
 		return err
 	}
 	defer release()
-	proc, err := c.startAgent(ctx, agent{role: "sidecar", name: p.Name, namespace: p.Namespace, account: p.ServiceAccount,
-		node: p.Node, labels: p.Labels, capture: true})
+	role := "sidecar"
+	if p.Gateway {
+		role = "gateway"
+	}
+	proc, err := c.startAgent(ctx, agent{role: role, name: p.Name, namespace: p.Namespace, account: p.ServiceAccount,
+		node: p.Node, labels: p.Labels, capture: !p.Gateway})
 	c.mu.Lock()
 	p.Agent = proc
 	c.mu.Unlock()
@@ -267,17 +279,22 @@ func (c *Cluster) startContainer(ctx context.Context, p *Pod, k *corev1.Containe
 	})
 }
 
+// image is an image's name without tag and digest.
+func image(name string) string {
+	name, _, _ = strings.Cut(name, "@")
+	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
+		name = name[:i]
+	}
+	return name
+}
+
 // argv maps a container's image to a program; a command of its own replaces the image's.
-func (l *Lab) argv(image string, command, args []string, env [][2]string) ([]string, error) {
+func (l *Lab) argv(name string, command, args []string, env [][2]string) ([]string, error) {
 	argv := command
 	if len(argv) == 0 {
-		name, _, _ := strings.Cut(image, "@")
-		if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
-			name = name[:i]
-		}
-		program, ok := l.world.Images[name]
+		program, ok := l.world.Images[image(name)]
 		if !ok {
-			return nil, fmt.Errorf("image %s has no program; add it to images in world.yaml", name)
+			return nil, fmt.Errorf("image %s has no program; add it to images in world.yaml", image(name))
 		}
 		argv = []string{program}
 	}

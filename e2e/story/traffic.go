@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -164,6 +165,11 @@ const rulesFile = "version-routing.yaml"
 
 func (w *World) route(v1, v3 int) error {
 	return w.Cluster("amber").Apply(rulesFile, fmt.Appendf(nil, rules, v1, v3))
+}
+
+// LeaveRules puts the rules of version routing back for whoever looks around, and returns their file.
+func (w *World) LeaveRules() (string, error) {
+	return filepath.Join(w.Cluster("amber").ConfigDir, rulesFile), w.route(90, 10)
 }
 
 func versionRouting(ctx context.Context, w *World) (string, error) {
