@@ -25,9 +25,13 @@ const (
 	labelInject    = "sidecar.istio.io/inject"
 	labelExport    = "isthmus.io/export"
 	annExportTo    = "isthmus.io/export-to"
+	annTemplates   = "inject.istio.io/templates" // "gateway": the proxy stands alone
 	annVisibility  = "networking.istio.io/exportTo"
 	labelSliceName = "kubernetes.io/service-name"
 )
+
+// gatewayLabels are the values of label istio on gateways.
+var gatewayLabels = []string{"ingressgateway", "egressgateway", "eastwestgateway"}
 
 // checkHost refuses what is no host. A wildcard may stand for the first labels, "*" for all.
 func (o *object) checkHost(field, host string) {

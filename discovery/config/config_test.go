@@ -245,6 +245,25 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// TestPodTakesMeshTLS: pods with a sidecar do, gateways do not.
+func TestPodTakesMeshTLS(t *testing.T) {
+	for meta, want := range map[string]bool{
+		`{name: p, labels: {sidecar.istio.io/inject: "true"}}`:                                                                 true,
+		`{name: p, labels: {sidecar.istio.io/inject: "false"}}`:                                                                false,
+		`{name: p, namespace: meshed}`:                                                                                         true,
+		`{name: p, namespace: meshed, labels: {istio: ingressgateway}}`:                                                        false,
+		`{name: p, labels: {sidecar.istio.io/inject: "true"}, annotations: {inject.istio.io/templates: gateway}}`:              false,
+		`{name: p, namespace: meshed, labels: {istio: ingressgateway, security.istio.io/tlsMode: istio}}`:                      true,
+		`{name: p, namespace: meshed, labels: {istio: pilot}, annotations: {inject.istio.io/templates: "sidecar,grpc-agent"}}`: true,
+	} {
+		data := []byte("apiVersion: v1\nkind: Pod\nmetadata: " + meta + "\nstatus: {podIP: 10.0.0.1}\n")
+		in, problems := config.Decode("x.yaml", data, config.Options{Namespaces: map[string]map[string]string{"meshed": {"istio-injection": "enabled"}}})
+		if len(problems) > 0 || len(in.Workloads) != 1 || in.Workloads[0].TLS != want {
+			t.Errorf("%s: want %v; %v %v", meta, want, in.Workloads, problems)
+		}
+	}
+}
+
 // TestGatewayOfAnotherCluster: an endpoint at port 15443 of a .global host takes mesh TLS without saying so.
 func TestGatewayOfAnotherCluster(t *testing.T) {
 	const entry = `apiVersion: networking.istio.io/v1alpha3

@@ -89,10 +89,14 @@ func (o *object) namedPorts(spec corev1.PodSpec) map[string]uint32 {
 	return out
 }
 
-// injected reports whether a pod has a proxy of the mesh: what the pod says wins over its namespace.
+// injected reports whether a pod has a proxy of the mesh that ends mutual TLS for it: what the pod says wins over its
+// namespace. A gateway is a proxy itself, whose ports take what its Gateways say.
 func injected(namespace, labels, annotations map[string]string) bool {
 	if mode, ok := labels[labelTLSMode]; ok {
 		return mode == "istio"
+	}
+	if slices.Contains(gatewayLabels, labels["istio"]) || slices.Contains(strings.Split(annotations[annTemplates], ","), "gateway") {
+		return false
 	}
 	inject, ok := labels[labelInject]
 	if !ok {

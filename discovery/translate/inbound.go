@@ -14,6 +14,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
@@ -77,7 +78,7 @@ func endpointPort(e *mesh.Endpoint, p mesh.Port) uint32 {
 
 // inbound returns the clusters of the workload's own ports and the listener for everything captured on its way in.
 func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
-	auth, local := v.peerAuthentication(v.proxy.Namespace, v.proxy.Labels), v.localPorts()
+	auth, local := peerauth.For(v.snap.PeerAuthentications, v.proxy.Namespace, v.proxy.Labels), v.localPorts()
 	clusters := []*clusterv3.Cluster{originalDst(inboundPassthroughCluster)}
 	chains := []*listenerv3.FilterChain{{
 		Name:             "loop",
@@ -93,14 +94,14 @@ func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
 		c := originalDst(clusterName("inbound", p.number, "", ""))
 		httpOptions(c, p.protocol, nil)
 		clusters = append(clusters, c)
-		chains = append(chains, inboundChains(p, c.GetName(), auth.at(p.number))...)
+		chains = append(chains, inboundChains(p, c.GetName(), auth.At(p.number))...)
 	}
-	for _, number := range slices.Sorted(maps.Keys(auth.ports)) {
+	for _, number := range slices.Sorted(maps.Keys(auth.Ports)) {
 		if !served[number] {
-			chains = append(chains, inboundChains(localPort{number, mesh.TCP}, inboundPassthroughCluster, auth.at(number))...)
+			chains = append(chains, inboundChains(localPort{number, mesh.TCP}, inboundPassthroughCluster, auth.At(number))...)
 		}
 	}
-	chains = append(chains, inboundChains(localPort{0, mesh.TCP}, inboundPassthroughCluster, auth.mode)...)
+	chains = append(chains, inboundChains(localPort{0, mesh.TCP}, inboundPassthroughCluster, auth.Mode)...)
 	return clusters, v.anyAddress(&listenerv3.Listener{
 		Name:             "virtualInbound",
 		TrafficDirection: inboundDirection,
@@ -116,7 +117,7 @@ func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
 
 // inboundChains returns the filter chains of one port; number 0 stands for all ports without chains of their own. Envoy
 // does not look back once the port and the transport match, so every pair that is to be taken has its own chain.
-func inboundChains(p localPort, cluster string, mode mtlsMode) []*listenerv3.FilterChain {
+func inboundChains(p localPort, cluster string, mode peerauth.Mode) []*listenerv3.FilterChain {
 	chain := func(kind, transport string, alpn []string, filters ...*listenerv3.Filter) *listenerv3.FilterChain {
 		m := &listenerv3.FilterChainMatch{TransportProtocol: transport, ApplicationProtocols: alpn}
 		if p.number != 0 {
@@ -129,12 +130,12 @@ func inboundChains(p localPort, cluster string, mode mtlsMode) []*listenerv3.Fil
 		filter = inboundHTTP(p, cluster)
 	}
 	var out []*listenerv3.FilterChain
-	if mode != mtlsDisable {
+	if mode != peerauth.Disable {
 		c := chain("mtls", "tls", meshALPN(), filter)
 		c.TransportSocket = inboundTLS()
 		out = append(out, c)
 	}
-	if mode != mtlsStrict {
+	if mode != peerauth.Strict {
 		out = append(out,
 			chain("plaintext", "raw_buffer", nil, filter),
 			chain("app-tls", "tls", nil, tcpProxy(cluster, cluster)))

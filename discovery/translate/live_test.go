@@ -369,8 +369,9 @@ func TestEnvoyRemotePods(t *testing.T) {
 
 	g1.kill()
 	failed := 0
-	for range 200 {
-		if status, _, err := jason(); err != nil || status != http.StatusOK {
+	for i := range 200 {
+		// The first may meet a connection that is breaking: it is open on the lost gateway.
+		if status, _, err := jason(); i > 0 && (err != nil || status != http.StatusOK) {
 			failed++
 		}
 	}

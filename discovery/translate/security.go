@@ -10,9 +10,9 @@ import (
 	rawbufferv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	networking "istio.io/api/networking/v1"
-	security "istio.io/api/security/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 )
@@ -177,79 +177,13 @@ func rawSocket() *corev3.TransportSocket {
 	}
 }
 
-// mtlsMode says what an inbound port takes.
-type mtlsMode = security.PeerAuthentication_MutualTLS_Mode
-
-const (
-	mtlsUnset      = security.PeerAuthentication_MutualTLS_UNSET
-	mtlsDisable    = security.PeerAuthentication_MutualTLS_DISABLE
-	mtlsPermissive = security.PeerAuthentication_MutualTLS_PERMISSIVE
-	mtlsStrict     = security.PeerAuthentication_MutualTLS_STRICT
-)
-
-// mtls is the merged PeerAuthentication of one workload.
-type mtls struct {
-	mode  mtlsMode
-	ports map[uint32]mtlsMode
-}
-
-func (m mtls) at(port uint32) mtlsMode {
-	if mode, ok := m.ports[port]; ok && mode != mtlsUnset {
-		return mode
-	}
-	return m.mode
-}
-
 // takesTLS reports whether mesh TLS is spoken to the endpoint's port: it has a proxy, and no PeerAuthentication turned
 // mutual TLS off there. What other clusters have turned off is not known here.
 func (v *view) takesTLS(e *mesh.Endpoint, p mesh.Port) bool {
 	if !e.TLS || !v.mtlsOff || e.Identity == "" || e.Cluster != v.snap.Local.ID {
 		return e.TLS
 	}
-	return v.peerAuthentication(e.Namespace, e.Labels).at(endpointPort(e, p)) != mtlsDisable
-}
-
-// turnsOff reports whether some PeerAuthentication turns mutual TLS off for some port.
-func turnsOff(list []*mesh.PeerAuthentication) bool {
-	return slices.ContainsFunc(list, func(pa *mesh.PeerAuthentication) bool {
-		for _, m := range pa.Spec.GetPortLevelMtls() {
-			if m.GetMode() == mtlsDisable {
-				return true
-			}
-		}
-		return pa.Spec.GetMtls().GetMode() == mtlsDisable
-	})
-}
-
-// peerAuthentication merges the objects that apply to a workload: of the mesh, of its namespace, of the workload. At
-// each level the first object by namespace and name counts; what it leaves unset comes from the level above.
-func (v *view) peerAuthentication(namespace string, labels map[string]string) mtls {
-	var levels [3]*security.PeerAuthentication
-	for _, pa := range v.snap.PeerAuthentications {
-		selector := pa.Spec.GetSelector().GetMatchLabels()
-		level := -1
-		switch {
-		case len(selector) > 0 && pa.Object.Namespace == namespace && selects(selector, labels):
-			level = 2
-		case len(selector) == 0 && pa.Object.Namespace == namespace && namespace != rootNamespace:
-			level = 1
-		case len(selector) == 0 && pa.Object.Namespace == rootNamespace:
-			level = 0
-		}
-		if level >= 0 && levels[level] == nil {
-			levels[level] = pa.Spec
-		}
-	}
-	out := mtls{mode: mtlsPermissive, ports: map[uint32]mtlsMode{}}
-	for _, spec := range levels {
-		if mode := spec.GetMtls().GetMode(); mode != mtlsUnset {
-			out.mode = mode
-		}
-	}
-	for port, m := range levels[2].GetPortLevelMtls() {
-		out.ports[port] = m.GetMode()
-	}
-	return out
+	return peerauth.For(v.snap.PeerAuthentications, e.Namespace, e.Labels).At(endpointPort(e, p)) != peerauth.Disable
 }
 
 // meshALPN is what tells mesh TLS from the application's own.

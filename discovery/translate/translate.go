@@ -14,6 +14,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 )
 
 // Resources are what one proxy is served. Each list is sorted by resource name, and names are unique in it.
@@ -86,7 +87,7 @@ func newView(snap *mesh.Snapshot, p *mesh.Proxy) *view {
 	for _, a := range p.Addresses {
 		v.ipv6 = v.ipv6 || a.Is6() && !a.Is4In6()
 	}
-	v.mtlsOff = turnsOff(snap.PeerAuthentications)
+	v.mtlsOff = peerauth.TurnsOff(snap.PeerAuthentications)
 	v.routing = newRouting(snap, p, v.problems)
 	return v
 }
