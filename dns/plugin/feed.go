@@ -86,7 +86,7 @@ func (f *feed) run(ctx context.Context) error {
 		resume[name] = "kept"
 	}
 	client := xdsclient.New(xdsclient.Config{
-		Resume: map[string]map[string]string{HostType: resume},
+		Resume:  map[string]map[string]string{HostType: resume},
 		Targets: f.cfg.Servers,
 		DialOptions: []grpc.DialOption{
 			grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, ServerName: f.cfg.ServerName, MinVersion: tls.VersionTLS13})),
