@@ -168,7 +168,6 @@ var exceptions = []exception{
 	{"reach", "cmd/coredns", "k8s.io/client-go/...", "stock CoreDNS has the plugin kubernetes"},
 	{"size", "discovery/config", "", "one file for each kind of object; the checks across objects are to become a package"},
 	{"size", "e2e/lab", "", "test hardware, not product"},
-	{"home", "internal/deps", "", "pins modules until the parts that use them are there"},
 }
 
 // join returns a new slice: the sets above are shared.
