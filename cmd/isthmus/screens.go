@@ -67,6 +67,11 @@ func peerRows(t *table, peers []admin.Peer) {
 	for _, p := range peers {
 		t.row(p.Name, p.TrustDomain, p.Topology, freshness(p), p.Path, strings.Join(p.Gateways, ","), fmt.Sprint(p.Services), fmt.Sprint(p.Endpoints))
 	}
+	for _, p := range peers {
+		if p.Problem != "" {
+			t.say("  %s: %s", p.Name, p.Problem)
+		}
+	}
 }
 
 func serviceRows(t *table, services []admin.Service) {

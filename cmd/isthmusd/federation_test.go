@@ -353,6 +353,28 @@ func TestMesh(t *testing.T) {
 		settled(t, amber, birch, cedar)
 	})
 
+	t.Run("evict by one alone", func(t *testing.T) {
+		if err := birch.call("POST", "/v1/peers/cedar/evict", nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "cedar uses nothing of birch and says why", func() error {
+			if err := cedar.serves(t, "amber", "cedar"); err != nil {
+				return err
+			}
+			for _, p := range cedar.status(t).Problems {
+				if p.Reason == "EvictedByPeer" && p.Object == "Peer/birch" {
+					return nil
+				}
+			}
+			return fmt.Errorf("problems %+v", cedar.status(t).Problems)
+		})
+		if p := cedar.peers(t)["birch"]; p.Problem != "it has evicted this cluster" {
+			t.Errorf("cedar sees %+v", p)
+		}
+		cedar.mustJoin(t, birch)
+		settled(t, amber, birch, cedar)
+	})
+
 	t.Run("evict nobody", func(t *testing.T) {
 		for _, name := range []string{"amber", "No.Name"} {
 			var e *admin.Error
@@ -379,6 +401,12 @@ func TestPending(t *testing.T) {
 	if got := amber.global(t); len(got.Endpoints) > 0 {
 		t.Errorf("a pending cluster is believed: %+v", got)
 	}
+	eventually(t, "birch knows why there is no stream", func() error {
+		if p := birch.peers(t)["amber"]; p.Path != "down" || !strings.Contains(p.Problem, "waits for approval") {
+			return fmt.Errorf("birch sees %+v", p)
+		}
+		return nil
+	})
 	// It waits over a restart of either side.
 	amber.stop(t)
 	amber = start(t, amber.cfg)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -183,6 +184,20 @@ func (d *daemon) feed(vs *views.Views) func(xds.Client) (xds.Feed, func(), error
 	}
 }
 
+// verdictTime is how long a server is given to refuse our certificate: in TLS 1.3 a client is done before the server has judged it.
+const verdictTime = 150 * time.Millisecond
+
+// accepted waits for a refusal; silence is consent.
+func accepted(conn net.Conn) error {
+	_ = conn.SetReadDeadline(time.Now().Add(verdictTime))
+	_, err := conn.Read(make([]byte, 1))
+	var timeout net.Error
+	if err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+		return nil
+	}
+	return err
+}
+
 // probe tries a TLS handshake with an endpoint as this control plane.
 func (d *daemon) probe(ctx context.Context, addrs []string, serverName string) admin.Probe {
 	started := time.Now()
@@ -198,7 +213,12 @@ func (d *daemon) probe(ctx context.Context, addrs []string, serverName string) a
 			continue
 		}
 		state := conn.(*tls.Conn).ConnectionState()
+		err = accepted(conn)
 		conn.Close()
+		if err != nil {
+			failed = append(failed, addr+": the far side refuses us: "+err.Error())
+			continue
+		}
 		out.Gateway, out.Version = addr, tls.VersionName(state.Version)
 		if id, err := trust.PeerID(state); err == nil {
 			out.Identity = id.String()

@@ -84,7 +84,7 @@ func Explain(snap *mesh.Snapshot, r Request) (*Way, error) {
 	for _, t := range route(snap, w, r, u) {
 		t.Labels = subset(snap, t.Service.Host, t.Subset)
 		for _, e := range t.Service.Endpoints {
-			if matches(t.Labels, e.Labels) {
+			if matches(t.Labels, e.Labels) && (e.Ports == nil || e.Ports[t.Port.Number] != 0) {
 				t.Hops = append(t.Hops, hop(snap, from, t, e))
 			}
 		}

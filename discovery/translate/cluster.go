@@ -156,8 +156,8 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 	}
 	if u.facts.gateways && u.carriesMeshTLS() {
 		c.ConnectTimeout = wire.Duration(2 * time.Second)
-		c.OutlierDetection = gatewayOutliers()
-		c.CommonLbConfig = noPanic(0)
+		// No outlier detection of our own: Envoy books route timeouts like failed connections, so a slow path would set
+		// every pod aside. Probes of the gateways, retries and the control plane's word do it.
 	}
 	v.applyPolicy(c, u)
 	v.secure(c, u)

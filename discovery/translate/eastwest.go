@@ -71,20 +71,6 @@ func hostEndpoint(a *corev3.Address) *endpointv3.LbEndpoint {
 	return &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}}}
 }
 
-// gatewayOutliers sets endpoints aside that cannot be connected to: a remote pod that is gone, or whose gateways are. It
-// is quick and short, since the control plane says soon what is true; answers of the application never count.
-func gatewayOutliers() *clusterv3.OutlierDetection {
-	return &clusterv3.OutlierDetection{
-		SplitExternalLocalOriginErrors: true,
-		ConsecutiveLocalOriginFailure:  wire.U32(2),
-		EnforcingConsecutive_5Xx:       wire.U32(0), EnforcingConsecutiveGatewayFailure: wire.U32(0),
-		EnforcingSuccessRate: wire.U32(0), EnforcingLocalOriginSuccessRate: wire.U32(0),
-		Interval:         wire.Duration(500 * time.Millisecond),
-		BaseEjectionTime: wire.Duration(time.Second), MaxEjectionTime: wire.Duration(2 * time.Second),
-		MaxEjectionPercent: wire.U32(100),
-	}
-}
-
 // noPanic keeps traffic off endpoints that are set aside while at least percent of them are not; 0 means always.
 func noPanic(percent float64) *clusterv3.Cluster_CommonLbConfig {
 	return &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: percent}}

@@ -69,7 +69,7 @@ func (v *view) locate(u upstream, plain bool) []located {
 	var out []located
 	seen := map[string]bool{}
 	for _, e := range v.dnsDefault(u) {
-		if !e.Ready || !selects(u.labels, e.Labels) {
+		if !e.Ready || !selects(u.labels, e.Labels) || !serves(e, u.port) {
 			continue
 		}
 		l, ok := v.locateOne(u, e, plain)
@@ -82,6 +82,9 @@ func (v *view) locate(u upstream, plain bool) []located {
 	slices.SortFunc(out, func(a, b located) int { return cmp.Compare(a.key, b.key) })
 	return out
 }
+
+// serves reports whether the endpoint has the port: one cluster may have it and another not yet.
+func serves(e *mesh.Endpoint, p mesh.Port) bool { return e.Ports == nil || e.Ports[p.Number] != 0 }
 
 // dnsDefault returns the service's endpoints; a DNS service without any is its own host.
 func (v *view) dnsDefault(u upstream) []*mesh.Endpoint {

@@ -79,3 +79,29 @@ func clustersOf(s *mesh.Service) []mesh.ClusterID {
 	}
 	return out
 }
+
+// Own returns what a sidecar is served for itself alone: the listener and the clusters of its own ports, and the
+// assignments of the services that it belongs to. All else is that of a proxy without a name, with the same labels,
+// namespace and network. services are those of snap that have p's workload as an endpoint.
+func Own(snap *mesh.Snapshot, p *mesh.Proxy, services []*mesh.Service) Resources {
+	trimmed := *snap
+	trimmed.Services = services
+	v := newView(&trimmed, p)
+	clusters, inbound := v.inbound()
+	r := Resources{Clusters: clusters, Listeners: []*listener{inbound}}
+	for _, s := range services {
+		for _, u := range v.upstreams(s) {
+			if !u.byAddress() && s.Resolution != mesh.DNS {
+				r.Endpoints = append(r.Endpoints, v.assignment(u, false))
+			}
+		}
+	}
+	return r.sorted()
+}
+
+// Nameless returns p as proxies of its kind have in common: see Own.
+func Nameless(p *mesh.Proxy) *mesh.Proxy {
+	q := *p
+	q.Name = ""
+	return &q
+}

@@ -107,3 +107,45 @@ func same[T proto.Message](a, b []T) bool {
 	}
 	return true
 }
+
+// One cluster may have a port that another has not yet: only endpoints that have it are offered for it.
+func TestEndpointsWithoutThePortAreNotOffered(t *testing.T) {
+	snap := bookstore()
+	var host string
+	for i, s := range snap.Services {
+		if !s.Global || len(s.Endpoints) < 2 {
+			continue
+		}
+		s := *s
+		s.Ports = append(append([]mesh.Port(nil), s.Ports...), mesh.Port{Name: "http-new", Number: 8088, Protocol: mesh.HTTP})
+		s.Endpoints = append([]*mesh.Endpoint(nil), s.Endpoints...)
+		for j := range s.Endpoints {
+			e := *s.Endpoints[j]
+			e.Ports = map[uint32]uint32{9080: 9080}
+			if j == 0 {
+				e.Ports[8088] = 8089
+			}
+			s.Endpoints[j] = &e
+		}
+		snap.Services[i], host = &s, s.Host
+		break
+	}
+	for _, p := range proxies() {
+		if p.Type != mesh.Sidecar {
+			continue
+		}
+		r, _ := translate.Translate(snap, p)
+		for _, a := range r.Endpoints {
+			n := 0
+			for _, l := range a.Endpoints {
+				n += len(l.LbEndpoints)
+			}
+			if a.ClusterName == "outbound|8088||"+host && n != 1 {
+				t.Errorf("%s has %d endpoints, one has the port", a.ClusterName, n)
+			}
+		}
+	}
+	if host == "" {
+		t.Fatal("no service to try it on")
+	}
+}

@@ -55,7 +55,12 @@ func (p *Peering) Feed(td mesh.TrustDomain) (xds.Feed, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("cluster of trust domain %s is not a member here", td)
+	for _, peer := range p.status.Load().Peers {
+		if peer.TrustDomain == td && peer.State == protocol.Pending {
+			return nil, fmt.Errorf("cluster %s waits for approval: isthmus peer approve %s in cluster %s", peer.Name, peer.Name, p.cfg.Core.Name)
+		}
+	}
+	return nil, fmt.Errorf("cluster of trust domain %s is not a member of cluster %s", td, p.cfg.Core.Name)
 }
 
 // feed brings the feeds in line with the core's records. It runs in the goroutine of Run, or before it.
@@ -103,7 +108,7 @@ func (p *Peering) beat() {
 	p.beaten = own
 	digests := p.core.Digests()
 	s := *p.status.Load()
-	s.Digests, s.Peers, s.Gateways = digests, p.core.Peers(), p.gateways()
+	s.Digests, s.Peers, s.Gateways, s.Down = digests, p.core.Peers(), p.gateways(), p.down()
 	p.status.Store(&s)
 	if own%heardEvery == 0 {
 		heard := map[mesh.ClusterID]time.Time{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -28,6 +30,7 @@ type link struct {
 	p    *Peering
 	to   protocol.Connect
 	via  atomic.Pointer[string]
+	why  atomic.Pointer[string] // the stream is not up; nil: it is
 	end  context.CancelFunc
 	wg   sync.WaitGroup
 	next int // gateway to try
@@ -120,8 +123,14 @@ func (l *link) dial(context.Context) (*grpc.ClientConn, error) {
 // state tells the core that the stream is up or down.
 func (l *link) state(ctx context.Context, up bool, err error) {
 	if up {
+		l.why.Store(nil)
 		l.p.cfg.Logger.Info("record stream is up", "peer", l.to.Peer, "gateway", l.gateway())
 	} else if ctx.Err() == nil {
+		why := status.Convert(errors.Unwrap(err)).Message()
+		if strings.Contains(why, "remote error: tls:") {
+			why = "it does not accept this cluster: a join waits for approval there, or this cluster was evicted"
+		}
+		l.why.Store(&why)
 		l.p.cfg.Logger.Debug("record stream is down", "peer", l.to.Peer, "gateway", l.gateway(), "err", err)
 	}
 	l.p.send(ctx, protocol.Link{Peer: l.to.Peer, Up: up, Path: "direct"})

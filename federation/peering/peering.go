@@ -86,6 +86,10 @@ type Status struct {
 	Stale    map[mesh.ClusterID]time.Time // since when a peer that is not fresh was last heard
 	Gateways map[mesh.ClusterID]string    // gateway that carries the record stream now
 	Digests  []*federationv1.Digest
+	// Banned holds the members that have evicted this cluster: their workloads refuse it.
+	Banned map[mesh.ClusterID]bool
+	// Down says why the record stream of a member is not up, in the words of the last try.
+	Down map[mesh.ClusterID]string
 }
 
 // errEnded is returned by calls after Run has ended.
@@ -231,7 +235,7 @@ func (p *Peering) freshness(a protocol.FreshnessChanged) {
 // publish brings the status in line with the core, and with records also the sink, the trust and the feeds.
 func (p *Peering) publish(records bool) {
 	peers := p.core.Peers()
-	s := &Status{Peers: peers, Start: p.start, Stale: map[mesh.ClusterID]time.Time{}, Gateways: p.gateways(), Digests: p.core.Digests()}
+	s := &Status{Peers: peers, Start: p.start, Stale: map[mesh.ClusterID]time.Time{}, Gateways: p.gateways(), Digests: p.core.Digests(), Banned: p.banned(), Down: p.down()}
 	for id, at := range p.stale {
 		s.Stale[id] = at
 	}
@@ -264,7 +268,14 @@ func (p *Peering) report(peers []protocol.Peer) {
 	}, p.cfg.Policy)
 	gone := p.given
 	p.given = map[mesh.ClusterID]bool{}
+	banned := p.banned()
 	for _, o := range origins {
+		if banned[o.Cluster] { // its gateways answer, its workloads would refuse us
+			o.Input = mesh.Input{Clusters: o.Input.Clusters, Problems: []mesh.Problem{{
+				Object: mesh.ObjectRef{Kind: "Peer", Name: string(o.Cluster)}, Reason: "EvictedByPeer", Message: "cluster " + string(o.Cluster) + " has evicted this cluster; its services are not used",
+				Remedy: "ask its operator to let this cluster in again: isthmus token create --for " + string(p.cfg.Core.Name) + " there, isthmus join here",
+			}}}
+		}
 		p.cfg.Sink.Report(string(o.Cluster), o.Input)
 		p.given[o.Cluster] = true
 		delete(gone, o.Cluster)
@@ -272,6 +283,35 @@ func (p *Peering) report(peers []protocol.Peer) {
 	for id := range gone {
 		p.cfg.Sink.Forget(string(id))
 	}
+}
+
+// banned lists the members that said that this cluster is out.
+func (p *Peering) banned() map[mesh.ClusterID]bool {
+	self, last := string(p.cfg.Core.Name), map[string]*federationv1.Record{}
+	for _, r := range p.core.Records() {
+		about := r.Kind == protocol.KindMember && r.Key == self || r.Kind == protocol.KindTombstone && r.Key == protocol.KindMember+"/"+self
+		if have := last[r.Origin]; about && r.Origin != self && (have == nil || protocol.Compare(have, r) < 0) {
+			last[r.Origin] = r
+		}
+	}
+	out := map[mesh.ClusterID]bool{}
+	for origin, r := range last {
+		if r.Kind == protocol.KindTombstone {
+			out[mesh.ClusterID(origin)] = true
+		}
+	}
+	return out
+}
+
+// down collects why streams are not up.
+func (p *Peering) down() map[mesh.ClusterID]string {
+	out := map[mesh.ClusterID]string{}
+	for id, l := range p.links {
+		if why := l.why.Load(); why != nil {
+			out[id] = *why
+		}
+	}
+	return out
 }
 
 // trust hands over the roots of approved members when they changed.

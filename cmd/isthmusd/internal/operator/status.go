@@ -38,8 +38,16 @@ func (s *Server) peers() []admin.Peer {
 		if p.Heard {
 			x.LastHeard = st.Start.Add(p.LastHeard)
 		}
-		if p.Path == "direct" {
+		switch {
+		case p.State == protocol.Evicted:
+			x.Freshness, x.StaleSince = "", time.Time{}
+		case p.Path == "direct":
 			x.Path = "direct " + st.Gateways[p.Name]
+		case st.Down[p.Name] != "":
+			x.Problem = st.Down[p.Name]
+		}
+		if st.Banned[p.Name] {
+			x.Problem = "it has evicted this cluster"
 		}
 		if p.Cluster != nil {
 			x.Gateways, x.Network = p.Cluster.Gateways, p.Cluster.Network
@@ -95,8 +103,8 @@ func (s *Server) status(*http.Request) (admin.Status, error) {
 		}
 		out.Problems = append(out.Problems, admin.ProblemLine{Object: p.Object.String(), Source: p.Object.Source, Field: p.Field, Reason: p.Reason, Message: p.Message, Remedy: p.Remedy})
 	}
-	for _, p := range out.Peers {
-		if p.Problem != "" && p.State == string(protocol.Approved) {
+	for _, p := range out.Peers { // a link that is down is shown there, a ban among the snapshot's problems
+		if p.Problem != "" && p.State == string(protocol.Approved) && p.Path != "down" {
 			out.Problems = append(out.Problems, admin.ProblemLine{Object: "Peer/" + p.Name, Reason: "RecordRejected", Message: p.Problem, Remedy: "isthmus peer show " + p.Name})
 		}
 	}

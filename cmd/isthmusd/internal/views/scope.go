@@ -92,18 +92,71 @@ func (vs *Views) endpoints(old *scope, p *mesh.Proxy, c change) *scope {
 	return s
 }
 
-// idOf returns the id of the scope before if the set is the same, maps included, else a new one.
-func (vs *Views) idOf(set xds.Set, old *scope) uint64 {
-	if len(set) != len(old.set) {
-		return vs.next()
+// overlay is what a sidecar has for itself alone, over its scope.
+type overlay struct {
+	services []*mesh.Service // of its workload
+	set      xds.Set
+}
+
+// overlayOf returns the view's overlay for the change's newest snapshot: the one it has, if that is still right.
+func (vs *Views) overlayOf(v *view, c change) *overlay {
+	if v.proxy == nil || v.proxy.Type != mesh.Sidecar {
+		return nil
 	}
-	for typ, named := range set {
-		before, ok := old.set[typ]
-		if !ok || reflect.ValueOf(named).Pointer() != reflect.ValueOf(before).Pointer() {
-			return vs.next()
+	services := vs.owned[workload{v.proxy.Namespace, v.proxy.Name}]
+	if len(services) == 0 {
+		return nil
+	}
+	if v.own != nil && c.endpointsOnly && slices.Equal(v.own.services, services) {
+		return v.own
+	}
+	set, err := encode(translate.Own(c.to, v.proxy, services))
+	if err != nil {
+		vs.log.Error("translation not served", "part", "views", "node", v.proxy.ID, "revision", c.to.Revision, "err", err)
+		return v.own
+	}
+	vs.encoded.share(set)
+	o := &overlay{services: services, set: set}
+	if v.own != nil {
+		if o.set = set.Sharing(v.own.set); sameMaps(o.set, v.own.set) {
+			v.own.services = services
+			return v.own
 		}
 	}
-	return old.id
+	return o
+}
+
+// merge lays own over base. A type whose two parts are those of the set that v has keeps v's map.
+func merge(base xds.Set, own *overlay, v *view) xds.Set {
+	if own == nil {
+		return base
+	}
+	set := maps.Clone(base)
+	for typ, named := range own.set {
+		if v.own != nil && same(base[typ], v.base[typ]) && same(named, v.own.set[typ]) {
+			set[typ] = v.set[typ]
+			continue
+		}
+		set[typ] = maps.Clone(base[typ])
+		maps.Copy(set[typ], named)
+	}
+	return set
+}
+
+func same(a, b map[string]*xds.Resource) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
+
+func sameMaps(a, b xds.Set) bool {
+	return maps.EqualFunc(a, b, same)
+}
+
+// idOf returns the id of the scope before if the set is the same, maps included, else a new one.
+func (vs *Views) idOf(set xds.Set, old *scope) uint64 {
+	if sameMaps(set, old.set) {
+		return old.id
+	}
+	return vs.next()
 }
 
 func (vs *Views) next() uint64 {
@@ -179,40 +232,33 @@ func resources(snap *mesh.Snapshot, p *mesh.Proxy) (xds.Set, []mesh.Problem, err
 	if p == nil {
 		return xds.Set{}, nil, nil
 	}
-	var msgs []proto.Message
-	var problems []mesh.Problem
 	if p.EastWest {
 		options := gateway.Options{IPv6: slices.ContainsFunc(p.Addresses, netip.Addr.Is6)}
-		r, ps := options.Translate(snap)
-		problems = ps
-		for _, x := range r.Clusters {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Listeners {
-			msgs = append(msgs, x)
-		}
-	} else {
-		r, ps := translate.Translate(snap, p)
-		problems = ps
-		for _, x := range r.Clusters {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Endpoints {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Listeners {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Routes {
-			msgs = append(msgs, x)
-		}
-		for _, x := range r.Secrets {
-			msgs = append(msgs, x)
-		}
+		r, problems := options.Translate(snap)
+		set, err := encode(translate.Resources{Clusters: r.Clusters, Listeners: r.Listeners})
+		return set, problems, err
 	}
-	set, err := xds.Encode(msgs...)
-	if err != nil {
-		return nil, nil, err
+	r, problems := translate.Translate(snap, p)
+	set, err := encode(r)
+	return set, problems, err
+}
+
+func encode(r translate.Resources) (xds.Set, error) {
+	var msgs []proto.Message
+	for _, x := range r.Clusters {
+		msgs = append(msgs, x)
 	}
-	return set, problems, nil
+	for _, x := range r.Endpoints {
+		msgs = append(msgs, x)
+	}
+	for _, x := range r.Listeners {
+		msgs = append(msgs, x)
+	}
+	for _, x := range r.Routes {
+		msgs = append(msgs, x)
+	}
+	for _, x := range r.Secrets {
+		msgs = append(msgs, x)
+	}
+	return xds.Encode(msgs...)
 }

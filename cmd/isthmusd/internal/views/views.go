@@ -31,8 +31,8 @@ type Views struct {
 	scopes map[string]*scope
 	of     *mesh.Snapshot // the snapshot they are made of
 	names  xds.Set        // its DNS hosts, shared by all
-	// owners counts the services that have a workload as their endpoint: proxies of those have a scope of their own.
-	owners  map[workload]int
+	// owned lists the services that have a connected proxy's workload as an endpoint.
+	owned   map[workload][]*mesh.Service
 	encoded pool
 	made    uint64 // sets made, to name them
 }
@@ -43,7 +43,9 @@ type workload struct{ namespace, name string }
 type view struct {
 	proxy *mesh.Proxy // nil: a DNS server
 	users int
-	seen  uint64 // scope.id that was published
+	seen  uint64   // scope.id that was published
+	base  xds.Set  // the scope's set that was published
+	own   *overlay // nil: nothing is for this proxy alone
 
 	mu      sync.Mutex
 	set     xds.Set
@@ -57,15 +59,16 @@ func (v *view) Latest() (xds.Set, <-chan struct{}) {
 	return v.set, v.changed
 }
 
-// follow publishes the scope's set if it is another than the view has.
-func (v *view) follow(s *scope) {
-	if s.set == nil || v.seen == s.id {
+// follow publishes the scope's set with what is the proxy's own over it, if that is another than the view has.
+func (v *view) follow(s *scope, own *overlay) {
+	if s.set == nil || v.seen == s.id && v.own == own {
 		return
 	}
-	v.seen = s.id
+	set := merge(s.set, own, v)
+	v.seen, v.base, v.own = s.id, s.set, own
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.set = s.set
+	v.set = set
 	close(v.changed)
 	v.changed = make(chan struct{})
 }
@@ -108,7 +111,7 @@ func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), err
 	defer vs.mu.Unlock()
 	key := "dns"
 	if proxy != nil {
-		key = proxy.ID + "/" + scopeKey(proxy, true)
+		key = proxy.ID + "/" + scopeKey(proxy, proxy.Name)
 	}
 	v := vs.views[key]
 	if v == nil {
@@ -116,7 +119,8 @@ func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), err
 		vs.views[key] = v
 		if snap, _ := vs.snapshots.Latest(); snap != nil {
 			vs.renew(snap)
-			v.follow(vs.scopeOf(proxy))
+			vs.own(snap)
+			v.follow(vs.scopeOf(proxy), vs.overlayOf(v, change{to: vs.of}))
 		}
 	}
 	v.users++
@@ -137,8 +141,8 @@ func proxyOf(node *corev3.Node, identity string) (*mesh.Proxy, error) {
 	return translate.ParseProxy(node, identity)
 }
 
-// scopeKey names what p is served: by what it is, and by its own name if something is for it alone.
-func scopeKey(p *mesh.Proxy, own bool) string {
+// scopeKey names what p is served: by what it is, and by name where that matters.
+func scopeKey(p *mesh.Proxy, name string) string {
 	ipv6 := slices.ContainsFunc(p.Addresses, netip.Addr.Is6)
 	if p.EastWest {
 		return fmt.Sprintf("eastwest/%v", ipv6)
@@ -148,10 +152,6 @@ func scopeKey(p *mesh.Proxy, own bool) string {
 		labels = append(labels, k+"="+v)
 	}
 	slices.Sort(labels)
-	name := ""
-	if own {
-		name = p.Name
-	}
 	return fmt.Sprintf("%s/%s/%s/%s/%s/%v/%s", p.Type, p.Namespace, name, p.Network, p.Domain, ipv6, strings.Join(labels, ","))
 }
 
@@ -163,7 +163,7 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 	c := change{from: vs.of, to: snap}
 	c.pairs, c.endpointsOnly = translate.Changed(vs.of, snap)
 	vs.of = snap
-	vs.count(c)
+	vs.own(snap)
 	vs.host(c)
 	old := vs.scopes
 	vs.scopes = make(map[string]*scope, len(old))
@@ -171,10 +171,10 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 		key := vs.key(v.proxy)
 		s := vs.scopes[key]
 		if s == nil {
-			s = vs.refresh(old[key], v.proxy, c)
+			s = vs.refresh(old[key], common(v.proxy), c)
 			vs.scopes[key] = s
 		}
-		v.follow(s)
+		v.follow(s, vs.overlayOf(v, c))
 	}
 	vs.encoded.sweep(vs.scopes)
 }
@@ -183,7 +183,7 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 func (vs *Views) scopeOf(p *mesh.Proxy) *scope {
 	key := vs.key(p)
 	if vs.scopes[key] == nil {
-		vs.scopes[key] = vs.refresh(nil, p, change{to: vs.of})
+		vs.scopes[key] = vs.refresh(nil, common(p), change{to: vs.of})
 	}
 	return vs.scopes[key]
 }
@@ -192,28 +192,35 @@ func (vs *Views) key(p *mesh.Proxy) string {
 	if p == nil {
 		return "dns"
 	}
-	return scopeKey(p, vs.owners[workload{p.Namespace, p.Name}] > 0)
+	return scopeKey(common(p), common(p).Name)
 }
 
-// count keeps owners in line with the services.
-func (vs *Views) count(c change) {
-	add := func(s *mesh.Service, n int) {
+// common returns what the scope of p is translated for: sidecars share one, whatever they are called; a gateway listens on its own ports.
+func common(p *mesh.Proxy) *mesh.Proxy {
+	if p == nil || p.Type == mesh.Router {
+		return p
+	}
+	return translate.Nameless(p)
+}
+
+// own finds the services of the connected sidecars' workloads.
+func (vs *Views) own(snap *mesh.Snapshot) {
+	vs.owned = map[workload][]*mesh.Service{}
+	for _, v := range vs.views {
+		if v.proxy != nil && v.proxy.Type == mesh.Sidecar {
+			vs.owned[workload{v.proxy.Namespace, v.proxy.Name}] = nil
+		}
+	}
+	for _, s := range snap.Services {
 		for _, e := range s.Endpoints {
-			if e.Cluster == c.to.Local.ID {
-				vs.owners[workload{e.Namespace, e.Workload}] += n
+			if e.Cluster != snap.Local.ID {
+				continue
+			}
+			w := workload{e.Namespace, e.Workload}
+			if have, wanted := vs.owned[w]; wanted && (len(have) == 0 || have[len(have)-1] != s) {
+				vs.owned[w] = append(have, s)
 			}
 		}
-	}
-	if c.endpointsOnly {
-		for _, pair := range c.pairs {
-			add(pair[0], -1)
-			add(pair[1], 1)
-		}
-		return
-	}
-	vs.owners = map[workload]int{}
-	for _, s := range c.to.Services {
-		add(s, 1)
 	}
 }
 

@@ -132,9 +132,12 @@ func TestEqualProxiesShare(t *testing.T) {
 	snap := world(3, 2)
 	vs, n := views(snap)
 	a, b := open(t, vs, "client-1"), open(t, vs, "client-2")
-	open(t, vs, "svc-00000-0")
-	if len(vs.scopes) != 2 {
-		t.Errorf("%d scopes for two clients that nobody calls and one workload", len(vs.scopes))
+	w := open(t, vs, "svc-00000-0")
+	if len(vs.scopes) != 1 {
+		t.Errorf("%d scopes for three sidecars that are alike", len(vs.scopes))
+	}
+	if x, y := versions(a), versions(w); len(y) <= len(x) {
+		t.Errorf("a workload is served %d resources, one that nobody calls %d", len(y), len(x))
 	}
 	_, changed := a.Latest()
 	n.snap = flip(snap, 1, 0, func(e *mesh.Endpoint) { e.Ready = false })
@@ -172,14 +175,15 @@ func TestNothingNewIsNotPublished(t *testing.T) {
 	}
 }
 
-// BenchmarkOneEndpoint is one endpoint that changes while 100 clients of one scope are there.
+// BenchmarkOneEndpoint is one endpoint that changes while 100 sidecars are there, half of them endpoints themselves.
 func BenchmarkOneEndpoint(b *testing.B) {
 	for _, services := range []int{1000, 10000} {
 		b.Run(fmt.Sprintf("%d services", services), func(b *testing.B) {
 			snap := world(services, 10)
 			vs, n := views(snap)
-			for i := range 100 {
+			for i := range 50 {
 				open(b, vs, fmt.Sprintf("client-%d", i))
+				open(b, vs, fmt.Sprintf("svc-%05d-%d", i*7+8, i%10))
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
