@@ -47,7 +47,7 @@ or isthmusd is configured with federation.autoApprove. A machine is a member at 
 				req.Kind, req.Name = "vm", vm
 			}
 			var err error
-			if req.Labels, err = pairs(labels); err != nil {
+			if req.Labels, err = pairs(labels, "KEY=VALUE"); err != nil {
 				return err
 			}
 			if req.Ports, err = numbers(ports); err != nil {
@@ -77,12 +77,13 @@ or isthmusd is configured with federation.autoApprove. A machine is a member at 
 	return cmd
 }
 
-func pairs(in []string) (map[string]string, error) {
+// pairs splits each at its first "="; form is how the help writes them.
+func pairs(in []string, form string) (map[string]string, error) {
 	out := map[string]string{}
 	for _, kv := range in {
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok || k == "" {
-			return nil, fmt.Errorf("%q is not KEY=VALUE", kv)
+			return nil, fmt.Errorf("%q is not %s", kv, form)
 		}
 		out[k] = v
 	}
@@ -90,7 +91,7 @@ func pairs(in []string) (map[string]string, error) {
 }
 
 func numbers(in []string) (map[string]uint32, error) {
-	kvs, err := pairs(in)
+	kvs, err := pairs(in, "NAME=NUMBER")
 	if err != nil {
 		return nil, err
 	}
@@ -143,12 +144,17 @@ func tokenInspectCommand(o *options) *cobra.Command {
 func tokenRevokeCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke ID", Short: "Make an unused token worthless", Args: cobra.ExactArgs(1),
+		Long: `Make an unused token worthless. One that was redeemed is refused: its cluster is put out with "isthmus peer evict",
+its machine leaves with "isthmus-agent leave".`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.client().call(cmd.Context(), http.MethodDelete, "/v1/tokens/"+url.PathEscape(args[0]), nil, nil); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "token %s is revoked\n", args[0])
-			return nil
+			done := struct {
+				Token string `json:"token"`
+				State string `json:"state"`
+			}{args[0], "revoked"}
+			return o.print(cmd, done, func(t *table) { t.say("token %s is revoked", args[0]) })
 		},
 	}
 }
@@ -228,19 +234,13 @@ Both sides learn each other's roots, keys and gateways; every member that the is
 
 func peerCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{Use: "peer", Short: "Approve, evict and show other clusters"}
-	act := func(verb, short, done string) *cobra.Command {
-		return &cobra.Command{
-			Use: verb + " NAME", Short: short, Args: cobra.ExactArgs(1),
-			ValidArgsFunction: o.completePeers,
-			RunE: func(cmd *cobra.Command, args []string) error {
-				if err := o.client().call(cmd.Context(), http.MethodPost, "/v1/peers/"+url.PathEscape(args[0])+"/"+verb, nil, nil); err != nil {
-					return err
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "cluster %s %s\n", args[0], done)
-				return nil
-			},
-		}
-	}
+	approve := o.peerAct("approve", "approved", "is a member")
+	approve.Short = "Make a pending cluster a member"
+	evict := o.peerAct("evict", "evicted", "is evicted")
+	evict.Short = "Put a cluster out of the mesh, as far as this cluster goes"
+	evict.Long = `Put a cluster out of the mesh, as far as this cluster goes: from now on this cluster refuses its certificates, names and endpoints,
+and the tokens with which it joined here. Other clusters decide for themselves: run it there, too, to put it out everywhere.
+A new token from here lets it in again: "isthmus token create --for NAME" here, "isthmus join" there.`
 	show := &cobra.Command{
 		Use: "show NAME", Short: "Show all that is known of one cluster", Args: cobra.ExactArgs(1), ValidArgsFunction: o.completePeers,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -256,8 +256,25 @@ func peerCommand(o *options) *cobra.Command {
 			return diag.Hint(fmt.Errorf("no cluster %q is known here", args[0]), "isthmus peers lists those that are")
 		},
 	}
-	cmd.AddCommand(act("approve", "Make a pending cluster a member", "is a member"), act("evict", "Put a cluster out of the mesh for good", "is evicted"), show)
+	cmd.AddCommand(approve, evict, show)
 	return cmd
+}
+
+// peerAct asks for something to be done with a peer, whose state is then the one given.
+func (o *options) peerAct(verb, state, text string) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " NAME", Args: cobra.ExactArgs(1), ValidArgsFunction: o.completePeers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.client().call(cmd.Context(), http.MethodPost, "/v1/peers/"+url.PathEscape(args[0])+"/"+verb, nil, nil); err != nil {
+				return err
+			}
+			done := struct {
+				Cluster string `json:"cluster"`
+				State   string `json:"state"`
+			}{args[0], state}
+			return o.print(cmd, done, func(t *table) { t.say("cluster %s %s", args[0], text) })
+		},
+	}
 }
 
 func (o *options) completePeers(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -310,9 +327,12 @@ Each way is tried with a TLS handshake, unless --no-probe is given.`,
 		Example: "  isthmus explain --from productpage.default http://reviews.default.global:9080/\n  isthmus explain --from productpage.default -H end-user=jason http://reviews.default.global:9080/",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if req.From == "" {
+				return diag.Hint(fmt.Errorf("where the request comes from is missing: --from WORKLOAD.NAMESPACE"), "for example: isthmus explain --from productpage.default %s", args[0])
+			}
 			var err error
 			req.URL = args[0]
-			if req.Headers, err = pairs(headers); err != nil {
+			if req.Headers, err = pairs(headers, "NAME=VALUE"); err != nil {
 				return err
 			}
 			var e admin.Explanation
@@ -324,9 +344,8 @@ Each way is tried with a TLS handshake, unless --no-probe is given.`,
 	}
 	cmd.Flags().StringVar(&req.From, "from", "", "workload or service the request comes from, NAME.NAMESPACE")
 	cmd.Flags().StringVar(&req.Method, "method", "GET", "HTTP method")
-	cmd.Flags().StringSliceVarP(&headers, "header", "H", nil, "request header, NAME=VALUE")
+	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "request header, NAME=VALUE")
 	cmd.Flags().BoolVar(&req.NoProbe, "no-probe", false, "do not try handshakes")
-	_ = cmd.MarkFlagRequired("from")
 	return cmd
 }
 
@@ -345,13 +364,10 @@ func proxyStatusCommand(o *options) *cobra.Command {
 
 // print writes v as JSON or by rows, as --output says.
 func (o *options) print(cmd *cobra.Command, v any, rows func(*table)) error {
-	switch o.output {
-	case "json":
+	if o.output == "json" {
 		return printJSON(cmd.OutOrStdout(), v)
-	case "table":
-		t := newTable(cmd.OutOrStdout())
-		rows(t)
-		return t.flush()
 	}
-	return diag.Hint(fmt.Errorf("unknown output format %q", o.output), "-o table or -o json")
+	t := newTable(cmd.OutOrStdout())
+	rows(t)
+	return t.flush()
 }

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -44,6 +45,13 @@ Clusters and machines join the mesh with a token:
   in the new cluster    isthmus join isth1_...
   to see the result     isthmus peers`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String(),
+		// Before anything is done: a command that acted must not end with an error about its output.
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if o.output != "table" && o.output != "json" {
+				return diag.Hint(fmt.Errorf("unknown output format %q", o.output), "-o table or -o json")
+			}
+			return nil
+		},
 	}
 	socket := os.Getenv("ISTHMUS_SOCKET")
 	if socket == "" {

@@ -98,6 +98,36 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestActs: commands that change something say so, as JSON too.
+func TestActs(t *testing.T) {
+	socket := daemon(t, map[string]any{
+		"POST /v1/peers/birch/approve": struct{}{}, "POST /v1/peers/birch/evict": struct{}{}, "DELETE /v1/tokens/t1": struct{}{},
+	})
+	for _, c := range []struct {
+		args       []string
+		text, json string
+	}{
+		{[]string{"peer", "approve", "birch"}, "cluster birch is a member\n", `{"cluster":"birch","state":"approved"}`},
+		{[]string{"peer", "evict", "birch"}, "cluster birch is evicted\n", `{"cluster":"birch","state":"evicted"}`},
+		{[]string{"token", "revoke", "t1"}, "token t1 is revoked\n", `{"token":"t1","state":"revoked"}`},
+	} {
+		if out, _, err := isthmus(append(c.args, "--socket", socket)...); err != nil || out != c.text {
+			t.Errorf("%v: %q, %v; want %q", c.args, out, err, c.text)
+		}
+		out, _, err := isthmus(append(c.args, "--socket", socket, "-o", "json")...)
+		var compact bytes.Buffer
+		if err != nil || json.Compact(&compact, []byte(out)) != nil || strings.TrimSpace(compact.String()) != c.json {
+			t.Errorf("%v -o json: %q, %v; want %s", c.args, out, err, c.json)
+		}
+	}
+	help, _, err := isthmus("peer", "evict", "--help")
+	for _, want := range []string{"certificates, names and endpoints", "decide for themselves", "new token"} {
+		if err != nil || !strings.Contains(help, want) {
+			t.Errorf("the help of peer evict does not say %q: %v\n%s", want, err, help)
+		}
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	socket := daemon(t, nil)
 	for _, c := range []struct {
@@ -114,6 +144,10 @@ func TestRefusals(t *testing.T) {
 		{[]string{"token", "inspect", "isth1_abc"}, "cut short", ""},
 		{[]string{"join", "nonsense", "--socket", socket}, "must begin with isth1_", ""},
 		{[]string{"status", "-o", "yaml", "--socket", daemon(t, map[string]any{"GET /v1/status": admin.Status{}})}, `unknown output format "yaml"`, "-o table or -o json"},
+		{[]string{"peer", "evict", "birch", "-o", "yaml", "--socket", socket}, `unknown output format "yaml"`, "-o table or -o json"},
+		{[]string{"explain", "--socket", socket, "http://reviews.default.global:9080/"}, "where the request comes from is missing", "isthmus explain --from productpage.default http://reviews.default.global:9080/"},
+		{[]string{"explain", "--from", "a.default", "-H", "x", "--socket", socket, "http://reviews.default.global:9080/"}, "NAME=VALUE", ""},
+		{[]string{"token", "create", "--vm", "b", "--ports", "http", "--socket", socket}, "NAME=NUMBER", ""},
 		{[]string{"nonsense"}, "unknown command", ""},
 	} {
 		_, _, err := isthmus(c.args...)

@@ -127,4 +127,7 @@ const (
 	ReasonUnknownGateway = "UnknownGateway" // a Gateway that does not exist
 	ReasonConflictHosts  = "ConflictingHosts"
 	ReasonAddressInUse   = "AddressInUse"
+	ReasonNotHTTP        = "NotHTTP"         // http rules for ports that are not HTTP
+	ReasonNeedsMutualTLS = "NeedsMutualTLS"  // mesh TLS turned off where a gateway is on the way
+	ReasonAliasOfMesh    = "AliasOfMeshHost" // an externalName that is a host of the mesh
 )

@@ -12,7 +12,7 @@ import (
 )
 
 // CheckReferences finds what is wrong between objects that are right by themselves: hosts, subsets, ports and gateways
-// that are named and not there, and things that two objects claim. It is pure; equal snapshots give equal Problems.
+// that are named and not there, things that two objects claim, and rules that have no effect where they apply. It is pure; equal snapshots give equal Problems.
 func CheckReferences(snap *mesh.Snapshot) []mesh.Problem {
 	c := &checker{snap: snap, subsets: map[string][]*mesh.DestinationRule{}, gateways: map[string]bool{}}
 	for _, s := range snap.Services {
@@ -31,13 +31,17 @@ func CheckReferences(snap *mesh.Snapshot) []mesh.Problem {
 		c.gateways[g.Object.Namespace+"/"+g.Object.Name] = true
 	}
 	c.addresses()
+	c.aliases()
 	routed := map[claim]mesh.ObjectRef{}
 	for _, vs := range snap.VirtualServices {
 		c.virtualService(vs)
 		c.hosts(vs, routed)
+		c.unknownHosts(vs)
+		c.httpRules(vs)
 	}
 	for _, d := range snap.DestinationRules {
 		c.destinationRule(d)
+		c.mutualTLS(d)
 	}
 	return c.problems
 }

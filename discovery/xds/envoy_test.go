@@ -5,13 +5,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"text/template"
 	"time"
@@ -82,6 +86,7 @@ func testEnvoy(t *testing.T, api string) {
 	// A cluster comes with its route, and goes.
 	feed.publish(envoySet(t, map[string]uint32{"a": three, "b": two, "c": one}, 2*time.Second))
 	e.serves("/c", "one")
+	e.addUnderLoad(feed, map[string]uint32{"a": three, "b": two}, one)
 	feed.publish(envoySet(t, map[string]uint32{"a": three, "b": two}, 2*time.Second))
 	eventually(t, "the cluster is gone", func() bool { return !strings.Contains(e.admin("/clusters"), "c::") })
 	eventually(t, "Envoy has accepted everything", xds.synced(4))
@@ -134,11 +139,8 @@ func envoySet(t *testing.T, ports map[string]uint32, timeout time.Duration) Set 
 		}}}}},
 		&routev3.RouteConfiguration{Name: "routes", VirtualHosts: []*routev3.VirtualHost{host}},
 	}
-	for _, name := range []string{"a", "b", "c"} {
+	for _, name := range slices.Sorted(maps.Keys(ports)) {
 		port := ports[name]
-		if port == 0 {
-			continue
-		}
 		host.Routes = append(host.Routes, &routev3.Route{
 			Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/" + name}},
 			Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}},
@@ -302,4 +304,57 @@ func (e *envoy) serves(path, want string) {
 		}
 		return e.addr != "" && e.get(e.addr, path) == want
 	})
+}
+
+// addUnderLoad adds clusters with their routes 20 times while requests for them are on their way. They are answered by
+// 404 before the route is there, and never by 503.
+func (e *envoy) addUnderLoad(feed *memory, ports map[string]uint32, port uint32) {
+	e.t.Helper()
+	var fine, failed atomic.Int32
+	var path atomic.Pointer[string]
+	nowhere := "/nowhere"
+	path.Store(&nowhere)
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for transport := (&http.Transport{}); ; {
+				select {
+				case <-stop:
+					transport.CloseIdleConnections()
+					return
+				default:
+				}
+				r, err := (&http.Client{Transport: transport, Timeout: patience}).Get("http://" + e.addr + *path.Load())
+				if err != nil {
+					failed.Add(1)
+					continue
+				}
+				io.Copy(io.Discard, r.Body)
+				r.Body.Close()
+				switch r.StatusCode {
+				case http.StatusOK:
+					fine.Add(1)
+				case http.StatusNotFound:
+				default:
+					failed.Add(1)
+				}
+			}
+		})
+	}
+	for round := range 20 {
+		next := maps.Clone(ports)
+		for n := range 10 {
+			next[fmt.Sprintf("new%d-%d", round, n)] = port
+		}
+		wanted, before := fmt.Sprintf("/new%d-9", round), fine.Load()
+		path.Store(&wanted)
+		feed.publish(envoySet(e.t, next, 2*time.Second))
+		eventually(e.t, wanted+" is answered", func() bool { return fine.Load() > before+20 })
+	}
+	close(stop)
+	clients.Wait()
+	if failed.Load() > 0 {
+		e.t.Errorf("%d requests failed, %d were answered", failed.Load(), fine.Load())
+	}
 }

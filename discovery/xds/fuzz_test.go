@@ -16,12 +16,12 @@ func FuzzRequests(f *testing.F) {
 	f.Add(true, []byte{0x47, 0x90, 0x27, 0x80, 0x90, 0xa0, 0x90})
 	f.Add(false, []byte{0x57, 0x90, 0xb1, 0x67, 0x80, 0x90, 0x17, 0x90})
 	names := []string{"a", "b", "x", "*"}
-	types := []string{ClusterType, thingType, "", EndpointType}
+	types := []string{ClusterType, RouteType, "", EndpointType}
 	sets := []Set{
-		things(typed{ClusterType: named{"a": "1", "b": "1"}, thingType: named{"a": "1"}}),
-		things(typed{ClusterType: named{"a": "2"}, EndpointType: named{"b": "1"}}),
+		warming(things(typed{ClusterType: named{"a": "1", "b": "1"}, EndpointType: named{"a": "1"}, RouteType: named{"a": "1"}})),
+		warming(things(typed{ClusterType: named{"a": "2", "b": "1"}, EndpointType: named{"a": "1", "b": "1"}})),
 		{},
-		things(typed{thingType: named{"a": "1", "b": "2"}}),
+		things(typed{RouteType: named{"a": "1", "b": "2"}}),
 	}
 	f.Fuzz(func(t *testing.T, delta bool, input []byte) {
 		s := New(Config{Feed: func(Client) (Feed, func(), error) { return newMemory(nil), nil, nil }})

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -19,7 +20,7 @@ import (
 )
 
 var (
-	allTypes = []string{ClusterType, EndpointType, thingType}
+	allTypes = []string{ClusterType, EndpointType, RouteType, thingType}
 	allNames = []string{"a", "b", "c", "d", "e", "f"}
 )
 
@@ -41,7 +42,7 @@ func drawSet(t *rapid.T) Set {
 			named[name] = name + named[name] // a state-of-the-world response has no names beside the bodies
 		}
 	}
-	return things(texts)
+	return warming(things(texts))
 }
 
 func drawNames(t *rapid.T) []string {
@@ -93,6 +94,7 @@ func (h *holding) equal(set Set, wanted map[string][]string) bool {
 func TestDeltaConverges(t *testing.T) {
 	nodes := &byNode{}
 	w := start(t, Config{Feed: nodes.feed})
+	w.srv.warmTime = 5 * time.Millisecond
 	var serial atomic.Int64
 	rapid.Check(t, func(rt *rapid.T) {
 		feed := newMemory(drawSet(rt))
@@ -142,6 +144,7 @@ func TestDeltaConverges(t *testing.T) {
 func TestStateOfTheWorldConverges(t *testing.T) {
 	nodes := &byNode{}
 	w := start(t, Config{Feed: nodes.feed})
+	w.srv.warmTime = 5 * time.Millisecond
 	var serial atomic.Int64
 	rapid.Check(t, func(rt *rapid.T) {
 		feed := newMemory(drawSet(rt))

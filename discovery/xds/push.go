@@ -22,16 +22,22 @@ type work struct {
 	sub     *sub
 	entries []*entry
 	answer  bool
+	urgent  bool
 }
 
-// push sends what has changed, all of it from one set: first every type in order, then what must go last.
+// push sends what has changed, all of it from one set: first every type in order, then what must go last. Listeners and
+// routes may have to wait for the client to warm new clusters.
 // Removals within a type go with its changes, except those of clusters and endpoints.
 func (st *stream) push(send func(batch) error) error {
-	set, todo := st.take()
+	set, todo, waiting := st.take()
 	if set == nil {
 		return nil
 	}
 	for _, w := range todo {
+		if st.putBack(set, w) {
+			waiting = true
+			continue
+		}
 		for next, first := 0, true; next < len(w.entries) || first && w.answer; first = false {
 			b, due := batch{}, false
 			if b, next, due = st.collect(set, w, next, first && w.answer); !due {
@@ -42,7 +48,7 @@ func (st *stream) push(send func(batch) error) error {
 			}
 		}
 	}
-	for {
+	for !waiting { // what the client has may still refer to what is gone
 		b, due := st.collectGone(set, todo)
 		if !due {
 			return nil
@@ -51,20 +57,19 @@ func (st *stream) push(send func(batch) error) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // take claims the dirty lists, together with the set they belong to. A type that must wait for the client's answer holds
-// back those after it, which may refer to its news.
-func (st *stream) take() (Set, []work) {
+// back those after it, which may refer to its news. It says whether listeners or routes wait for endpoints.
+func (st *stream) take() (set Set, todo []work, waiting bool) {
 	st.view.mu.RLock()
 	defer st.view.mu.RUnlock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	set := st.view.set
-	if set == nil {
-		return nil, nil
+	if set = st.view.set; set == nil {
+		return nil, nil, false
 	}
-	var todo []work
 	for _, s := range st.order {
 		if !s.pending() {
 			continue
@@ -72,16 +77,20 @@ func (st *stream) take() (Set, []work) {
 		if !st.ready(s) {
 			break
 		}
+		if st.waits(set, s) {
+			waiting = true
+			continue
+		}
 		for _, e := range s.dirty {
 			e.dirty = false
 		}
 		if set[s.typ] != nil || rank(s.typ) < 5 {
 			s.label = shortName(s.typ)
 		}
-		todo = append(todo, work{s, s.dirty, s.answer})
+		todo = append(todo, work{s, s.dirty, s.answer, s.urgent})
 		s.dirty, s.answer, s.urgent = nil, false, false
 	}
-	return set, todo
+	return set, todo, waiting
 }
 
 // collect makes one response from the entries from next on, and says where the following one begins and whether this
@@ -105,7 +114,7 @@ func (st *stream) collect(set Set, w work, next int, answer bool) (batch, int, b
 			size := len(r.Body.GetValue()) + len(r.Name) + 128
 			if bytes > 0 && bytes+size > maxBatchBytes && st.delta {
 				e.force = force
-				return st.seal(b, changed || len(b.adds) > 0, next)
+				return st.seal(set, b, changed || len(b.adds) > 0, next)
 			}
 			bytes += size
 			s.hold(e, r)
@@ -128,13 +137,16 @@ func (st *stream) collect(set Set, w work, next int, answer bool) (batch, int, b
 		}
 	}
 	changed = changed || len(b.adds) > 0 || len(b.removed) > 0 && (st.delta || s.full())
-	return st.seal(b, changed, next)
+	return st.seal(set, b, changed, next)
 }
 
-// collectGone makes one response that removes, of the last type that has any.
+// collectGone makes one response that removes, of the last type that has any, unless listeners or routes wait.
 func (st *stream) collectGone(set Set, todo []work) (batch, bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if slices.ContainsFunc(st.order, func(s *sub) bool { return s.pending() && st.waits(set, s) }) {
+		return batch{}, false
+	}
 	for _, s := range slices.Backward(st.order) {
 		pushed := st.delta && slices.ContainsFunc(todo, func(w work) bool { return w.sub == s })
 		if len(s.gone) == 0 || !pushed && !st.ready(s) {
@@ -153,7 +165,7 @@ func (st *stream) collectGone(set Set, todo []work) (batch, bool) {
 			s.remove(e)
 		}
 		s.gone = slices.Delete(s.gone, 0, n)
-		b, _, due := st.seal(b, len(b.removed) > 0 && (st.delta || s.full()), 0)
+		b, _, due := st.seal(set, b, len(b.removed) > 0 && (st.delta || s.full()), 0)
 		if due {
 			return b, true
 		}
@@ -195,7 +207,7 @@ func (st *stream) warm(set Set, cluster *Resource) {
 }
 
 // seal completes a response that is to be sent. The caller holds mu.
-func (st *stream) seal(b batch, due bool, next int) (batch, int, bool) {
+func (st *stream) seal(set Set, b batch, due bool, next int) (batch, int, bool) {
 	s := b.sub
 	if due && !st.delta && s.full() {
 		b.adds = s.held()
@@ -207,7 +219,9 @@ func (st *stream) seal(b batch, due bool, next int) (batch, int, bool) {
 		}
 	}
 	if due {
+		known := s.known()
 		b.flight = st.launch(s)
+		st.launched(set, b, known)
 	}
 	return b, next, due
 }

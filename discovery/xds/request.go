@@ -83,6 +83,7 @@ func (s *sub) resumeFrom(versions map[string]string, waits map[string]bool) erro
 	if len(versions) > MaxHeld {
 		return limitError(s.typ, "initial_resource_versions", len(versions), MaxHeld)
 	}
+	s.came = len(versions) > 0
 	for name, version := range versions {
 		if n := max(len(name), len(version)); n > MaxNameBytes {
 			return limitError(s.typ, "length of a name or version", n, MaxNameBytes)
@@ -122,7 +123,7 @@ func (st *stream) sotwRequest(req *discoveryv3.DiscoveryRequest) error {
 		return err
 	}
 	if first {
-		s.implicit, s.resume = true, req.GetVersionInfo()
+		s.implicit, s.resume, s.came = true, req.GetVersionInfo(), req.GetVersionInfo() != ""
 	} else if nonce := req.GetResponseNonce(); nonce != "" {
 		if !st.answered(s, nonce, refusal(req.GetErrorDetail())) && len(s.flights) > 0 {
 			return nil // overtaken by a response that is on its way: the client will repeat what it wants
@@ -179,6 +180,9 @@ func (st *stream) subscribeAll(s *sub) {
 		return
 	}
 	s.wildcard, s.answer = true, true
+	if s.typ == EndpointType {
+		clear(st.ignored)
+	}
 	st.view.watchAll(s.typ, st.slot)
 	for _, name := range st.view.names(s.typ) {
 		s.touch(s.entry(name))
@@ -193,6 +197,7 @@ func (st *stream) unsubscribeAll(s *sub) {
 	st.view.unwatchAll(s.typ, st.slot)
 	for _, e := range s.entries {
 		if !e.named {
+			st.forsaken(s, e.name)
 			s.drop(e)
 		}
 	}
@@ -210,6 +215,9 @@ func (st *stream) subscribe(s *sub, name string) error {
 		}
 		e.named = true
 		st.view.watch(s.typ, name, st.slot)
+	}
+	if s.typ == EndpointType {
+		delete(st.ignored, name)
 	}
 	e.force = true
 	s.touch(e)
@@ -229,6 +237,7 @@ func (st *stream) unsubscribe(s *sub, name string) {
 		e.force = true
 		s.touch(e)
 	} else {
+		st.forsaken(s, name)
 		s.drop(e)
 	}
 }

@@ -30,6 +30,12 @@ type stream struct {
 	order  []*sub // in push order
 	nonce  uint64
 	warmed map[string]bool // clusters sent before the client named any endpoints; nil afterwards
+
+	warmTime  time.Duration
+	cold      map[string]cold // endpoints that listeners and routes wait for, see warm.go
+	coldSince time.Time       // when the first of them began, while there was always one
+	ignored   map[string]bool // waited for in vain: the client did not ask for them
+	timer     *time.Timer     // wakes the sender when a wait ends; nil before the first
 }
 
 // sub is the subscription of one stream to one type, with the account of what was sent.
@@ -44,6 +50,7 @@ type sub struct {
 	answer   bool     // a response is due even if it is empty
 	urgent   bool     // the client has just asked: do not wait for its answers to earlier responses
 	flights  []flight // sent and not answered, oldest first
+	came     bool     // the client has resources from an earlier stream
 	resume   string   // state of the world: the version the client came with
 	asked    []string // state of the world: the names of the last request
 	sum      uint64   // over what the client holds, see hashOf
@@ -176,6 +183,7 @@ func (st *stream) answered(s *sub, nonce string, refusal *string) bool {
 		return false
 	}
 	f := s.flights[at]
+	st.settled(s, s.flights[:at+1], refusal != nil)
 	s.flights = slices.Delete(s.flights, 0, at+1)
 	if refusal == nil {
 		s.status.Acks++

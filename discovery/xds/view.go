@@ -117,6 +117,9 @@ func (v *view) leave(st *stream) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.closed = true
+	if st.timer != nil {
+		st.timer.Stop()
+	}
 	for typ, s := range st.subs {
 		if s.wildcard {
 			v.unwatchAll(typ, st.slot)

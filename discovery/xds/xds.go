@@ -78,9 +78,10 @@ type Config struct {
 
 // Server is an ADS server. It has no goroutine while it has no stream.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	warmTime time.Duration
 
 	mu      sync.Mutex
 	views   map[Feed]*view
@@ -94,7 +95,7 @@ func New(cfg Config) *Server {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		cfg: cfg, log: log, metrics: newMetrics(cfg.Reg),
+		cfg: cfg, log: log, metrics: newMetrics(cfg.Reg), warmTime: warmTime,
 		views: map[Feed]*view{}, streams: map[*stream]struct{}{},
 	}
 }
@@ -213,7 +214,8 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, delta bool) (*stre
 		return nil, s.refuse(c, codes.PermissionDenied, err)
 	}
 	st := &stream{client: c, delta: delta, since: time.Now(), log: s.log, metrics: s.metrics,
-		wake: make(chan struct{}, 1), subs: map[string]*sub{}, warmed: map[string]bool{}}
+		wake: make(chan struct{}, 1), subs: map[string]*sub{}, warmed: map[string]bool{},
+		warmTime: s.warmTime, cold: map[string]cold{}, ignored: map[string]bool{}}
 	st.release = func() {
 		if release != nil {
 			release()

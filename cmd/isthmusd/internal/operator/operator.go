@@ -122,6 +122,9 @@ func (s *Server) routes() http.Handler {
 		return struct{}{}, s.cfg.Peering.Approve(r.Context(), r.PathValue("name"))
 	}))
 	mux.HandleFunc("POST /v1/peers/{name}/evict", give(func(r *http.Request) (struct{}, error) {
+		if err := s.retire(r.Context(), r.PathValue("name")); err != nil {
+			return struct{}{}, err
+		}
 		return struct{}{}, s.cfg.Peering.Evict(r.Context(), r.PathValue("name"))
 	}))
 	mux.HandleFunc("GET /v1/status", give(s.status))
@@ -197,10 +200,49 @@ func (s *Server) tokens(*http.Request) ([]admin.Token, error) {
 	return out, nil
 }
 
+// revoke makes a token worthless. One that was redeemed is refused: whoever redeemed it would stay.
 func (s *Server) revoke(r *http.Request) (struct{}, error) {
-	_, err := s.cfg.Grants.Revoke(r.Context(), r.PathValue("id"), "operator", time.Now())
-	if errors.Is(err, token.ErrNoGrant) {
+	id := r.PathValue("id")
+	grant, err := s.cfg.Grants.Get(id)
+	if err == nil && !used(grant) {
+		grant, err = s.cfg.Grants.Revoke(r.Context(), id, "operator", time.Now())
+	}
+	switch {
+	case errors.Is(err, token.ErrNoGrant):
 		err = diag.Hint(err, "isthmus token list shows those that are")
+	case err == nil && used(grant): // perhaps a moment before it was revoked
+		err = redeemed(grant)
 	}
 	return struct{}{}, err
+}
+
+// used reports whether the token was redeemed as often as it may be.
+func used(g token.Grant) bool { return len(g.Redemptions) > 0 && len(g.Redemptions) >= g.Uses }
+
+// redeemed says who is in, and what puts them out.
+func redeemed(g token.Grant) error {
+	who, hint := g.Subject, "to put that cluster out: isthmus peer evict "+g.Subject
+	if g.Kind == token.VM {
+		who = "machine " + g.Subject
+		hint = "to take " + who + " out, run there: isthmus-agent leave"
+	}
+	return diag.Hint(fmt.Errorf("token %s was redeemed by %s already: revoking changes nothing", g.ID, who), "%s", hint)
+}
+
+// retire revokes the tokens that the cluster redeemed. Until then it may repeat the join with the same key, which would
+// undo an eviction.
+func (s *Server) retire(ctx context.Context, name string) error {
+	grants, err := s.cfg.Grants.List()
+	if err != nil {
+		s.cfg.Log.Error("some tokens cannot be read", "part", "operator", "err", err)
+	}
+	for _, g := range grants {
+		if g.Kind != token.Cluster || g.Subject != name || !used(g) {
+			continue
+		}
+		if _, err := s.cfg.Grants.Revoke(ctx, g.ID, "eviction", time.Now()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
