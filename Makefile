@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build envoy demo test check unit e2e lint vuln fuzz clean proto
+.PHONY: help tools build envoy demo test check unit e2e bench lint vuln fuzz clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,11 @@ unit: tools envoy ## unit, golden, property and real-Envoy tests and the import 
 
 e2e: envoy build ## the lab and the demo's seven steps as tests
 	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 20m ./e2e/...
+
+bench: tools envoy build ## times of changes and memory on the demo's world, and Go benchmarks; results in bench/results
+	@mkdir -p bench/results
+	go run ./bench/spine | tee bench/results/spine.txt
+	go test -run '^$$' -bench OneEndpoint -benchtime 30x ./discovery/store ./cmd/isthmusd/internal/views ./discovery/xds | grep -E '^(Benchmark|pkg)' | tee bench/results/one-endpoint.txt
 
 lint: check ## check, the import rules and staticcheck (fetched as a Go module)
 	go test ./internal/arch
