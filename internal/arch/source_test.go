@@ -171,8 +171,8 @@ func (r *repo) calls(t reporter) {
 				on, name := selector(call.Fun)
 				builtin, _ := call.Fun.(*ast.Ident)
 				switch {
-				case on == "fmt" && strings.HasPrefix(name, "Print") && !matches([]string{"cmd/...", "e2e/..."}, p.path) && !r.excepted("print", where, name):
-					t.Errorf("%s: fmt.%s outside cmd and e2e: return it, log it, or take an io.Writer", r.line(call), name)
+				case on == "fmt" && strings.HasPrefix(name, "Print") && !matches([]string{"cmd/...", "e2e/...", "bench/..."}, p.path) && !r.excepted("print", where, name):
+					t.Errorf("%s: fmt.%s outside cmd, e2e and bench: return it, log it, or take an io.Writer", r.line(call), name)
 				case on == "log" && (strings.HasPrefix(name, "Fatal") || strings.HasPrefix(name, "Panic")), on == "os" && name == "Exit",
 					builtin != nil && builtin.Name == "panic":
 					if what := on + "." + name; p.Name != "main" && !r.excepted("exit", where, strings.TrimSuffix(what, ".")+builtinName(builtin)) {
