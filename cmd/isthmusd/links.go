@@ -212,6 +212,7 @@ func (d *daemon) probe(ctx context.Context, addrs []string, serverName string) a
 			failed = append(failed, addr+": "+err.Error())
 			continue
 		}
+		out.Took = time.Since(started).Round(100 * time.Microsecond).String() // the verdict below is waited for, it is not the handshake
 		state := conn.(*tls.Conn).ConnectionState()
 		err = accepted(conn)
 		conn.Close()
@@ -227,7 +228,7 @@ func (d *daemon) probe(ctx context.Context, addrs []string, serverName string) a
 	}
 	if out.Version == "" {
 		out.Error = strings.Join(failed, "; ")
+		out.Took = time.Since(started).Round(100 * time.Microsecond).String()
 	}
-	out.Took = time.Since(started).Round(100 * time.Microsecond).String()
 	return out
 }

@@ -240,7 +240,7 @@ func (p *Peering) publish(records bool) {
 		s.Stale[id] = at
 	}
 	if records {
-		p.report(peers)
+		p.report(peers, s.Banned)
 		p.trust(peers)
 		p.feed(peers, s.Digests)
 	}
@@ -257,7 +257,7 @@ func (p *Peering) gateways() map[mesh.ClusterID]string {
 }
 
 // report hands the members' exports to the sink.
-func (p *Peering) report(peers []protocol.Peer) {
+func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) {
 	fresh := map[mesh.ClusterID]mesh.Freshness{}
 	for _, peer := range peers {
 		fresh[peer.Name] = peer.Freshness
@@ -268,7 +268,6 @@ func (p *Peering) report(peers []protocol.Peer) {
 	}, p.cfg.Policy)
 	gone := p.given
 	p.given = map[mesh.ClusterID]bool{}
-	banned := p.banned()
 	for _, o := range origins {
 		if banned[o.Cluster] { // its gateways answer, its workloads would refuse us
 			o.Input = mesh.Input{Clusters: o.Input.Clusters, Problems: []mesh.Problem{{

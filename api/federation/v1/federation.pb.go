@@ -575,8 +575,8 @@ type Digest struct {
 	Origin        string                 `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
-	Hash          []byte                 `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`  // over (kind, key, epoch, seq) of all its records, see federation/protocol
-	Beat          uint64                 `protobuf:"varint,5,opt,name=beat,proto3" json:"beat,omitempty"` // grows once a second while the sender lives; only in a digest of the sender itself
+	Hash          []byte                 `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`  // over (kind, key, epoch, seq) of the records that every member may see, without tombstones; see federation/protocol
+	Beat          uint64                 `protobuf:"varint,5,opt,name=beat,proto3" json:"beat,omitempty"` // grows once a second while the origin lives; in a relayed digest the newest beat the sender knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

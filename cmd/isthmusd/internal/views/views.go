@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -119,7 +120,7 @@ func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), err
 		vs.views[key] = v
 		if snap, _ := vs.snapshots.Latest(); snap != nil {
 			vs.renew(snap)
-			vs.own(snap)
+			vs.own(map[string]*view{key: v}) // the others know theirs
 			v.follow(vs.scopeOf(proxy), vs.overlayOf(v, change{to: vs.of}))
 		}
 	}
@@ -163,7 +164,8 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 	c := change{from: vs.of, to: snap}
 	c.pairs, c.endpointsOnly = translate.Changed(vs.of, snap)
 	vs.of = snap
-	vs.own(snap)
+	vs.owned = map[workload][]*mesh.Service{}
+	vs.own(vs.views)
 	vs.host(c)
 	old := vs.scopes
 	vs.scopes = make(map[string]*scope, len(old))
@@ -203,25 +205,29 @@ func common(p *mesh.Proxy) *mesh.Proxy {
 	return translate.Nameless(p)
 }
 
-// own finds the services of the connected sidecars' workloads.
-func (vs *Views) own(snap *mesh.Snapshot) {
-	vs.owned = map[workload][]*mesh.Service{}
-	for _, v := range vs.views {
+// own finds the services of these sidecars' workloads in the newest snapshot.
+func (vs *Views) own(views map[string]*view) {
+	found := map[workload][]*mesh.Service{}
+	for _, v := range views {
 		if v.proxy != nil && v.proxy.Type == mesh.Sidecar {
-			vs.owned[workload{v.proxy.Namespace, v.proxy.Name}] = nil
+			found[workload{v.proxy.Namespace, v.proxy.Name}] = nil
 		}
 	}
-	for _, s := range snap.Services {
+	if len(found) == 0 {
+		return
+	}
+	for _, s := range vs.of.Services {
 		for _, e := range s.Endpoints {
-			if e.Cluster != snap.Local.ID {
+			if e.Cluster != vs.of.Local.ID {
 				continue
 			}
 			w := workload{e.Namespace, e.Workload}
-			if have, wanted := vs.owned[w]; wanted && (len(have) == 0 || have[len(have)-1] != s) {
-				vs.owned[w] = append(have, s)
+			if have, wanted := found[w]; wanted && (len(have) == 0 || have[len(have)-1] != s) {
+				found[w] = append(have, s)
 			}
 		}
 	}
+	maps.Copy(vs.owned, found)
 }
 
 // Problems returns what the translations of the newest snapshot left out, each once.
