@@ -2,7 +2,9 @@ package mesh
 
 import (
 	"net/netip"
+	"time"
 
+	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1"
 	security "istio.io/api/security/v1"
 )
@@ -10,6 +12,7 @@ import (
 // ServiceDecl is a Kubernetes Service or an Istio ServiceEntry as declared, before endpoints are joined to it.
 type ServiceDecl struct {
 	Object     ObjectRef
+	Cluster    ClusterID // whose API server declares it; empty: the local cluster
 	Hosts      []string // fully qualified; one for a Kubernetes Service
 	Ports      []Port
 	Selector   map[string]string // nil: endpoints come from Endpoints or from EndpointSlices
@@ -25,6 +28,7 @@ type ServiceDecl struct {
 // EndpointSlice is a Kubernetes EndpointSlice of a Service that has no selector here.
 type EndpointSlice struct {
 	Object  ObjectRef
+	Cluster ClusterID // whose API server holds it; empty: the local cluster
 	Service string // name of the Service in Object.Namespace
 	// Endpoints carry Ports keyed by the slice's own port numbers under PortNames; the store maps them to service ports by name.
 	Endpoints []*Endpoint
@@ -35,6 +39,34 @@ type EndpointSlice struct {
 type Export struct {
 	Object   ObjectRef // name and namespace are those of the Service
 	ExportTo []ClusterID
+	Created  time.Time // of the ServiceExport; of two exports that conflict the oldest wins (KEP-1645). Zero when unknown
+}
+
+// Network is what the mesh's own configuration says of one network: meshNetworks, the label topology.istio.io/network
+// on a gateway's Service, or a Gateway API Gateway of class istio-east-west. Gateways of peers stand in their Cluster.
+type Network struct {
+	ID       NetworkID
+	Object   ObjectRef
+	Gateways []NetworkGateway
+	// Registries are the clusters whose pods are on the network (meshNetworks' fromRegistry).
+	Registries []ClusterID
+	// CIDRs are address ranges on the network (meshNetworks' fromCidr); they win over Registries.
+	CIDRs []netip.Prefix
+}
+
+// NetworkGateway is one address under which other networks reach a network.
+type NetworkGateway struct {
+	Object   ObjectRef
+	Address  string    // an IP, or a host name that Envoy resolves
+	Port     uint32    // 1..65535, usually 15443
+	Cluster  ClusterID // where the gateway runs; empty when unknown
+	Locality string    // region/zone/subzone; empty when unknown
+}
+
+// MeshConfig is Istio's mesh-wide configuration, with Istio's defaults filled in where it is silent.
+type MeshConfig struct {
+	Object ObjectRef
+	Spec   *meshconfig.MeshConfig
 }
 
 // VirtualService is an Istio VirtualService with hosts and destinations written out in full.
@@ -83,6 +115,8 @@ type Input struct {
 	DestinationRules    []*DestinationRule
 	Gateways            []*Gateway
 	PeerAuthentications []*PeerAuthentication
+	Networks            []*Network    // of one ID several may be reported: their parts add up
+	MeshConfigs         []*MeshConfig // one at most in a mesh; the first by Object counts, others are Problems
 	Problems            []Problem
 }
 

@@ -156,6 +156,9 @@ type Service struct {
 	Object     ObjectRef
 	Ports      []Port       // sorted by number
 	VIPs       []netip.Addr // what DNS answers; IPv4 before IPv6; empty for headless and wildcard hosts
+	// ClusterVIPs are the cluster addresses of a Service that other clusters of the same control plane declare, too;
+	// a proxy there listens for these instead of VIPs. Nil when only the local cluster declares it.
+	ClusterVIPs map[ClusterID][]netip.Addr
 	Resolution Resolution
 	External   bool        // outside the mesh: no mesh TLS
 	Headless   bool        // DNS answers with endpoint addresses
@@ -175,6 +178,14 @@ func (s *Service) Port(number uint32) (Port, bool) {
 	return Port{}, false
 }
 
+// VIPsIn returns the addresses by which clients in the cluster call the service.
+func (s *Service) VIPsIn(id ClusterID) []netip.Addr {
+	if v, ok := s.ClusterVIPs[id]; ok {
+		return v
+	}
+	return s.VIPs
+}
+
 // EndpointsIn returns the endpoints that run in the cluster, in the Service's order.
 func (s *Service) EndpointsIn(id ClusterID) []*Endpoint {
 	var out []*Endpoint
@@ -186,9 +197,11 @@ func (s *Service) EndpointsIn(id ClusterID) []*Endpoint {
 	return out
 }
 
-// Workload is a pod or a machine of the local cluster, whether or not a Service selects it.
+// Workload is a pod or a machine of the local cluster, or of one whose API server the local control plane reads,
+// whether or not a Service selects it.
 type Workload struct {
 	Object         ObjectRef
+	Cluster        ClusterID // empty: the local cluster
 	Name           string
 	Namespace      string
 	Network        NetworkID // empty: the cluster's

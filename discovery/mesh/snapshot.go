@@ -18,7 +18,9 @@ type Snapshot struct {
 	DestinationRules    []*DestinationRule // these four sorted by namespace and name
 	Gateways            []*Gateway
 	PeerAuthentications []*PeerAuthentication
-	Imports             []*Import // sorted by namespace, name, cluster: what each peer exports to us
+	Networks            []*Network  // sorted by ID, one each, gateways sorted and without repeats
+	MeshConfig          *MeshConfig // nil: Istio's defaults
+	Imports             []*Import   // sorted by namespace, name, cluster: what each peer exports to us
 	Problems            []Problem // sorted by object
 }
 
@@ -62,6 +64,8 @@ type Proxy struct {
 	Domain    string       // DNS domain for short names, "default.svc.cluster.local"
 	Addresses []netip.Addr // node id's address first, then INSTANCE_IPS
 	Network   NetworkID    // metadata NETWORK; empty: the cluster's
+	Cluster   ClusterID    // metadata CLUSTER_ID; empty: the local cluster
+	Locality  string       // region/zone/subzone of the node message; empty when unknown
 	Labels    map[string]string
 	Identity  string // SPIFFE id of the authenticated client; empty on the plaintext port
 	EastWest  bool   // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
