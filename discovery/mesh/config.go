@@ -13,7 +13,7 @@ import (
 type ServiceDecl struct {
 	Object     ObjectRef
 	Cluster    ClusterID // whose API server declares it; empty: the local cluster
-	Hosts      []string // fully qualified; one for a Kubernetes Service
+	Hosts      []string  // fully qualified; one for a Kubernetes Service
 	Ports      []Port
 	Selector   map[string]string // nil: endpoints come from Endpoints or from EndpointSlices
 	Addresses  []netip.Addr      // clusterIPs, or ServiceEntry addresses that are single addresses
@@ -29,7 +29,7 @@ type ServiceDecl struct {
 type EndpointSlice struct {
 	Object  ObjectRef
 	Cluster ClusterID // whose API server holds it; empty: the local cluster
-	Service string // name of the Service in Object.Namespace
+	Service string    // name of the Service in Object.Namespace
 	// Endpoints carry Ports keyed by the slice's own port numbers under PortNames; the store maps them to service ports by name.
 	Endpoints []*Endpoint
 	PortNames map[string]uint32 // slice port name -> port at the endpoint

@@ -150,22 +150,22 @@ type Endpoint struct {
 
 // Service is one host and who answers for it, merged from all declarations and imports.
 type Service struct {
-	Host       string // lower case, no trailing dot: "reviews.default.svc.cluster.local", "reviews.default.global", "*.example.com"
-	Name       string // object name: "reviews"
-	Namespace  string
-	Object     ObjectRef
-	Ports      []Port       // sorted by number
-	VIPs       []netip.Addr // what DNS answers; IPv4 before IPv6; empty for headless and wildcard hosts
+	Host      string // lower case, no trailing dot: "reviews.default.svc.cluster.local", "reviews.default.global", "*.example.com"
+	Name      string // object name: "reviews"
+	Namespace string
+	Object    ObjectRef
+	Ports     []Port       // sorted by number
+	VIPs      []netip.Addr // what DNS answers; IPv4 before IPv6; empty for headless and wildcard hosts
 	// ClusterVIPs are the cluster addresses of a Service that other clusters of the same control plane declare, too;
 	// a proxy there listens for these instead of VIPs. Nil when only the local cluster declares it.
 	ClusterVIPs map[ClusterID][]netip.Addr
-	Resolution Resolution
-	External   bool        // outside the mesh: no mesh TLS
-	Headless   bool        // DNS answers with endpoint addresses
-	Global     bool        // a ".global" host: merges every exporter, the local cluster included
-	Exported   bool        // the local cluster exports it (set on the local ".svc.cluster.local" service)
-	ExportTo   []ClusterID // when Exported: only to these; empty means every peer. Sorted
-	Endpoints  []*Endpoint // sorted by cluster, namespace, workload, address
+	Resolution  Resolution
+	External    bool        // outside the mesh: no mesh TLS
+	Headless    bool        // DNS answers with endpoint addresses
+	Global      bool        // a ".global" host: merges every exporter, the local cluster included
+	Exported    bool        // the local cluster exports it (set on the local ".svc.cluster.local" service)
+	ExportTo    []ClusterID // when Exported: only to these; empty means every peer. Sorted
+	Endpoints   []*Endpoint // sorted by cluster, namespace, workload, address
 }
 
 // Port returns the port with that number.

@@ -21,7 +21,7 @@ type Snapshot struct {
 	Networks            []*Network  // sorted by ID, one each, gateways sorted and without repeats
 	MeshConfig          *MeshConfig // nil: Istio's defaults
 	Imports             []*Import   // sorted by namespace, name, cluster: what each peer exports to us
-	Problems            []Problem // sorted by object
+	Problems            []Problem   // sorted by object
 }
 
 // Service returns the service with exactly that host, or nil.
