@@ -107,7 +107,7 @@ var homes = []struct {
 	{"go.etcd.io/bbolt/...", []string{"federation/ledger"}},
 	{"github.com/hashicorp/memberlist", []string{"federation/gossip"}},
 	{"github.com/coredns/...", []string{"dns/plugin", "cmd/coredns"}},
-	{"github.com/vishvananda/netlink", []string{"e2e/lab", "cmd/isthmus-agent/..."}},
+	{"github.com/vishvananda/netlink", []string{"e2e/lab", "e2e/wan", "cmd/isthmus-agent/..."}},
 	{"github.com/google/nftables/...", []string{"e2e/lab", "cmd/isthmus-agent/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"github.com/fsnotify/fsnotify", []string{"discovery/source/file"}},
