@@ -15,9 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/agent"
-	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/capture"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/config"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/join"
+	"github.com/isthmus-mesh/isthmus/internal/capture"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/version"
 )

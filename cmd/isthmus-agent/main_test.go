@@ -20,8 +20,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc"
 
-	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/capture"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/catest"
+	"github.com/isthmus-mesh/isthmus/internal/capture"
 	"github.com/isthmus-mesh/isthmus/internal/envoytest"
 )
 

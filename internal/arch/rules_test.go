@@ -107,8 +107,8 @@ var homes = []struct {
 	{"go.etcd.io/bbolt/...", []string{"federation/ledger"}},
 	{"github.com/hashicorp/memberlist", []string{"federation/gossip"}},
 	{"github.com/coredns/...", []string{"dns/plugin", "cmd/coredns"}},
-	{"github.com/vishvananda/netlink", []string{"e2e/lab", "e2e/wan", "cmd/isthmus-agent/..."}},
-	{"github.com/google/nftables/...", []string{"e2e/lab", "cmd/isthmus-agent/..."}},
+	{"github.com/vishvananda/netlink", []string{"e2e/lab", "e2e/kubelab/...", "e2e/wan", "internal/capture", "cmd/isthmus-agent/..."}},
+	{"github.com/google/nftables/...", []string{"e2e/lab", "e2e/kubelab/...", "internal/capture"}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"github.com/fsnotify/fsnotify", []string{"discovery/source/file"}},
 	{"k8s.io/client-go/...", nil}, // until discovery/source/kube

@@ -21,13 +21,13 @@ import (
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/ads"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/bootstrap"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/ca"
-	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/capture"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/config"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/dns"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/envoy"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/health"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/sds"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/upstream"
+	"github.com/isthmus-mesh/isthmus/internal/capture"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
