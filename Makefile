@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build envoy demo test check unit e2e bench lint vuln fuzz clean proto
+.PHONY: help tools build kube envoy demo test check unit e2e bench lint vuln fuzz clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,12 @@ build: tools ## build every program into build/bin
 	@mkdir -p $(BIN)
 	@set -e; for p in $(PROGRAMS); do hack/build.sh $(BIN) ./cmd/$$p $(BUILD_FLAGS) -ldflags '$(LINK_FLAGS)'; done
 	@set -e; for p in $(TEST_PROGRAMS); do hack/build.sh $(BIN) ./$$p $(BUILD_FLAGS) -ldflags '-s -w'; done
+
+KUBE := $(BIN)/kube
+kube: tools $(KUBE) ## build Kubernetes for the lab into build/bin, once: ten minutes of two cores when nothing is cached
+$(KUBE): $(wildcard e2e/kube/*.go) e2e/kube/go.mod e2e/kube/go.sum
+	@hack/build.sh $(BIN) ./e2e/kube $(BUILD_FLAGS) -ldflags '-s -w'
+	@touch $@ && ln -sf kube $(BIN)/kubectl
 
 envoy: ## fetch Envoy into build/envoy, unless ENVOY names another
 	@if [ "$$ENVOY" = "$(FETCHED)" ]; then hack/fetch-envoy.sh $(ENVOY_VERSION) build/envoy; \
@@ -47,10 +53,10 @@ check: tools ## formatting and vet
 	test -z "$$files" || { echo "check: run gofmt -w on these:"; echo "$$files"; exit 1; }
 	go vet ./...
 
-unit: tools envoy ## unit, golden, property and real-Envoy tests and the import rules, with the race detector
+unit: tools envoy kube ## unit, golden, property and real-Envoy tests and the import rules, with the race detector
 	REQUIRE_TOOLS=1 go test -race -timeout 15m $$(go list ./... | grep -v /e2e/)
 
-e2e: envoy build ## the lab and the demo's seven steps as tests
+e2e: envoy kube build ## the lab and the demo's seven steps as tests
 	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 20m ./e2e/...
 
 bench: tools envoy build ## times of changes and memory on the demo's world, and Go benchmarks; results in bench/results

@@ -5,6 +5,12 @@ set -euo pipefail
 out=$1 pkg=$2
 shift 2
 name=$(basename "$pkg")
+if [ -f "$pkg/go.mod" ]; then # a module of its own
+	mkdir -p "$out"
+	out=$(cd "$out" && pwd)
+	cd "$pkg"
+	pkg=.
+fi
 tty=0
 [ -t 1 ] && tty=1
 go build -v -o "$out/" "$@" "$pkg" 2>&1 | awk -v name="$name" -v tty="$tty" '
