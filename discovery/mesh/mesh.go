@@ -106,8 +106,11 @@ type Cluster struct {
 	// ControlPlane is where the local control plane listens, as the local gateways dial it; empty for peers.
 	ControlPlane []netip.AddrPort
 	Roots        []byte // PEM of the trust domain's root certificates
-	Freshness    Freshness
-	LastHeard    time.Time // by the receiver's clock; zero for the local cluster
+	// Managed: it has no control plane of its own, the local one reads its API server (remote secret). It is no peer:
+	// Gateways and Roots are empty, TrustDomain is the local one, Network is what its own API server says, or empty.
+	Managed   bool
+	Freshness Freshness
+	LastHeard time.Time // by the receiver's clock; zero for the local cluster
 }
 
 // Port is one port of a Service.

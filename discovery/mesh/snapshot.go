@@ -42,6 +42,15 @@ func (s *Snapshot) Cluster(id ClusterID) *Cluster {
 	return nil
 }
 
+// Network returns what is configured of the network with that ID, or nil.
+func (s *Snapshot) Network(id NetworkID) *Network {
+	i, ok := slices.BinarySearchFunc(s.Networks, id, func(n *Network, id NetworkID) int { return cmp.Compare(n.ID, id) })
+	if ok {
+		return s.Networks[i]
+	}
+	return nil
+}
+
 // ProxyType is the first part of an Istio node id.
 type ProxyType string
 
@@ -66,9 +75,11 @@ type Proxy struct {
 	Network   NetworkID    // metadata NETWORK; empty: the cluster's
 	Cluster   ClusterID    // metadata CLUSTER_ID; empty: the local cluster
 	Locality  string       // region/zone/subzone of the node message; empty when unknown
-	Labels    map[string]string
-	Identity  string // SPIFFE id of the authenticated client; empty on the plaintext port
-	EastWest  bool   // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
+	// NetworkView: endpoints on these networks only are for this proxy (metadata REQUESTED_NETWORK_VIEW); empty: on all.
+	NetworkView []NetworkID
+	Labels      map[string]string
+	Identity    string // SPIFFE id of the authenticated client; empty on the plaintext port
+	EastWest    bool   // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
 }
 
 // SPIFFE returns the SPIFFE id of a service account: spiffe://TD/ns/NS/sa/SA.
