@@ -28,7 +28,7 @@ func (o *object) service() {
 	if e := validation.IsDNS1123Label(s.Name); len(e) > 0 {
 		o.invalid("metadata.name", show(s.Name)+" is not the name of a Service", rule(e))
 	}
-	decl := &mesh.ServiceDecl{Object: o.ref, Hosts: []string{o.host(s.Name)}, Ports: o.servicePorts(s.Spec.Ports)}
+	decl := &mesh.ServiceDecl{Object: o.ref, Hosts: []string{o.host(s.Name)}, Ports: o.servicePorts(s.Spec.Ports), Facts: facts(&s)}
 	if len(s.Spec.Selector) > 0 {
 		decl.Selector = s.Spec.Selector
 	}
@@ -234,18 +234,4 @@ func sliceEndpoint(namespace, address string, ports map[string]uint32) *mesh.End
 		e.Ports[p] = p
 	}
 	return e
-}
-
-func (o *object) serviceExport() {
-	var e envelope
-	if !o.into(&e) {
-		return
-	}
-	o.meta = e.ObjectMeta
-	if len(e.Spec) > 0 && string(e.Spec) != "null" && string(e.Spec) != "{}" {
-		o.unsupported("spec", "labels and annotations are not exported")
-	}
-	if ok, to := o.exportTo(); ok {
-		o.d.in.Exports = append(o.d.in.Exports, &mesh.Export{Object: o.ref, ExportTo: to})
-	}
 }

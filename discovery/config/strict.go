@@ -58,7 +58,7 @@ func (o *object) unknownField(path string, fields []string) {
 	o.reject(path, ReasonUnknownField, "unknown field "+show(name), remedy)
 }
 
-// envelope is an Istio or MCS object whose spec is decoded by itself.
+// envelope is an Istio object whose spec is decoded by itself.
 type envelope struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -23,6 +23,7 @@ type ServiceDecl struct {
 	Headless   bool
 	Export     bool        // label isthmus.io/export: "true" on the Service or its Namespace
 	ExportTo   []ClusterID // annotation isthmus.io/export-to; empty: every peer
+	Facts      *Facts      `json:",omitempty"` // of a Kubernetes Service; nil otherwise
 }
 
 // EndpointSlice is a Kubernetes EndpointSlice of a Service that has no selector here.
@@ -40,6 +41,10 @@ type Export struct {
 	Object   ObjectRef // name and namespace are those of the Service
 	ExportTo []ClusterID
 	Created  time.Time // of the ServiceExport; of two exports that conflict the oldest wins (KEP-1645). Zero when unknown
+	// Generation is the object's metadata.generation that the rest was read from; 0 when unknown.
+	Generation  int64
+	Labels      map[string]string `json:",omitempty"` // exportedLabels
+	Annotations map[string]string `json:",omitempty"` // exportedAnnotations
 }
 
 // Network is what the mesh's own configuration says of one network: meshNetworks, the label topology.istio.io/network
@@ -101,6 +106,7 @@ type Import struct {
 	Ports     []Port
 	VIPs      []netip.Addr // the addresses the exporter claims for NAME.NAMESPACE.global
 	Endpoints []*Endpoint  // Ready, Freshness and Identity filled in
+	Facts     *Facts       `json:",omitempty"` // nil: the peer tells none
 }
 
 // Input is all that one source knows under one key. A source reports it whole, again and again.

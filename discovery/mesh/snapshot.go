@@ -20,6 +20,7 @@ type Snapshot struct {
 	PeerAuthentications []*PeerAuthentication
 	Networks            []*Network  // sorted by ID, one each, gateways sorted and without repeats
 	MeshConfig          *MeshConfig // nil: Istio's defaults
+	Exports             []*Export   // ServiceExports of the local cluster, sorted by namespace and name
 	Imports             []*Import   // sorted by namespace, name, cluster: what each peer exports to us
 	Problems            []Problem   // sorted by object
 }

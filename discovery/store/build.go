@@ -64,6 +64,7 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	}
 	b.declare(d)
 	d.export()
+	d.Exports = d.exports
 	b.global(d)
 	b.addresses(d)
 	b.share(d)
@@ -153,17 +154,23 @@ func byObject[T any](xs []T, ref func(T) *mesh.ObjectRef) {
 // export marks the local services that ServiceExports and labels name.
 func (d *draft) export() {
 	for _, decl := range d.decls {
-		if decl.Export {
+		if decl.Export && exportable(decl) {
 			d.markExported(decl.Hosts, decl.ExportTo)
+			d.stateFacts(decl, nil)
 		}
 	}
 	for _, x := range d.exports {
 		host := mesh.LocalHost(x.Object.Name, x.Object.Namespace)
+		if decl := d.decl[host]; decl != nil && !exportable(decl) {
+			d.problem(mesh.Problem{Object: x.Object, Reason: "InvalidServiceType", Message: decl.Object.String() + " only names a host outside; it is not exported", Remedy: "export a Service that has endpoints"})
+			continue
+		}
 		if d.byHost[host] == nil {
 			d.problem(mesh.Problem{Object: x.Object, Reason: "NoSuchService", Message: "there is no Service " + x.Object.Namespace + "/" + x.Object.Name + " to export", Remedy: "create the Service or remove the ServiceExport"})
 			continue
 		}
 		d.markExported([]string{host}, x.ExportTo)
+		d.stateFacts(d.decl[host], x)
 	}
 }
 

@@ -196,7 +196,7 @@ func sortEndpoints(es []*mesh.Endpoint) { slices.SortFunc(es, compareEndpoints) 
 func equalService(a, b *mesh.Service) bool {
 	return a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.Resolution == b.Resolution &&
 		a.External == b.External && a.Headless == b.Headless && a.Global == b.Global && a.Exported == b.Exported &&
-		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.ExportTo, b.ExportTo) &&
+		reflect.DeepEqual(a.Facts, b.Facts) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.ExportTo, b.ExportTo) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y *mesh.Endpoint) bool { return x == y || reflect.DeepEqual(x, y) })
 }
 

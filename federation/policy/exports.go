@@ -72,7 +72,7 @@ func exportTo(svc *mesh.Service) []string {
 }
 
 func serviceBody(snap *mesh.Snapshot, svc *mesh.Service) *federationv1.Service {
-	body := &federationv1.Service{ExportTo: exportTo(svc)}
+	body := &federationv1.Service{ExportTo: exportTo(svc), Export: exportBody(svc.Facts)}
 	for _, p := range svc.Ports {
 		body.Ports = append(body.Ports, &federationv1.Port{Name: p.Name, Number: p.Number, Protocol: string(p.Protocol)})
 	}

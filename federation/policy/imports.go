@@ -216,6 +216,7 @@ func (in *importer) readService(r, endpoints *federationv1.Record) {
 	imp := &mesh.Import{Cluster: in.id, Namespace: namespace, Name: name}
 	imp.Ports = in.readPorts(ref, body.Ports)
 	imp.VIPs = in.readVIPs(ref, body.Vips)
+	imp.Facts = in.readFacts(ref, body.Export)
 	if endpoints != nil {
 		in.readEndpoints(ref, imp, endpoints)
 	}

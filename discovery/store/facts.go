@@ -1,0 +1,24 @@
+package store
+
+import "github.com/isthmus-mesh/isthmus/discovery/mesh"
+
+// exportable reports whether other clusters can reach what is declared: an ExternalName Service only names a host.
+func exportable(decl *mesh.ServiceDecl) bool {
+	return !(decl.Object.Kind == "Service" && decl.External)
+}
+
+// stateFacts puts on the exported Service what multi-cluster services compare. The ServiceExport is nil for a Service
+// that is exported by label; one that is exported by both is as old as its ServiceExport.
+func (d *draft) stateFacts(decl *mesh.ServiceDecl, x *mesh.Export) {
+	s := d.byHost[mesh.LocalHost(decl.Object.Name, decl.Object.Namespace)]
+	if s == nil || !s.Exported || decl.Facts == nil {
+		return
+	}
+	if x == nil {
+		s.Facts = decl.Facts
+		return
+	}
+	facts := *decl.Facts
+	facts.Created, facts.Labels, facts.Annotations = x.Created, x.Labels, x.Annotations
+	s.Facts = &facts
+}
