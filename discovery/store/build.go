@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -21,7 +22,10 @@ type builder struct {
 	held map[string][]netip.Addr
 	err  error // reading the memory failed
 
-	index    *index                        // of prev.Workloads
+	index    *index  // of prev.Workloads
+	places   *places // the last ones
+	placed   map[*mesh.Workload]*mesh.Workload
+	combined map[string]*combined          // services of several clusters by host
 	joined   map[*mesh.ServiceDecl]*joined // endpoints of each declaration
 	merged   map[string]*merged            // ".global" services by host
 	assigned *assignment                   // the last one
@@ -29,21 +33,24 @@ type builder struct {
 
 func newBuilder(cfg Config) *builder {
 	held, err := cfg.Memory.Load()
-	return &builder{cfg: cfg, prev: &mesh.Snapshot{}, held: held, err: err, index: newIndex(nil)}
+	return &builder{cfg: cfg, prev: &mesh.Snapshot{}, held: held, err: err, index: newIndex(nil, nil), places: &places{}}
 }
 
 // draft is a Snapshot in the making.
 type draft struct {
 	*mesh.Snapshot
 	decls   []*mesh.ServiceDecl
-	slices  map[objectKey][]*mesh.EndpointSlice // by namespace and name of the Service
+	slices  map[objectKey][]*mesh.EndpointSlice // by cluster, namespace and name of the Service
 	exports []*mesh.Export
 	byHost  map[string]*mesh.Service
-	decl    map[string]*mesh.ServiceDecl // by host
+	decl    map[string]*mesh.ServiceDecl // by host; of several clusters the first
 	claims  map[string][]netip.Addr      // by ".global" host
 }
 
-type objectKey struct{ kind, namespace, name string }
+type objectKey struct {
+	cluster               mesh.ClusterID // empty: the local one
+	kind, namespace, name string
+}
 
 // build is a pure function of the inputs, the Snapshot before and the held addresses, but for keeping new addresses.
 func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
@@ -58,12 +65,19 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	if b.err != nil {
 		d.problem(mesh.Problem{Object: mesh.ObjectRef{Kind: "Store", Name: "virtual-addresses"}, Reason: "Unreadable", Message: b.err.Error(), Remedy: "remove the file; addresses are derived anew"})
 	}
+	d.clusters(inputs)
 	d.collect(inputs)
+	d.meshConfig(inputs)
+	if p := d.networks(inputs); !reflect.DeepEqual(p, b.places) {
+		b.places, b.joined = p, nil // every endpoint may be on another network
+	}
+	b.place(d)
+	b.checkNetworks(d)
 	if !slices.Equal(d.Workloads, b.prev.Workloads) {
-		b.index = newIndex(d.Workloads)
+		b.index = newIndex(d.Workloads, b.clusterOf)
 	}
 	b.declare(d)
-	d.export()
+	b.export(d)
 	d.Exports = d.exports
 	b.global(d)
 	b.addresses(d)
@@ -81,10 +95,12 @@ func (d *draft) problem(p mesh.Problem) { d.Problems = append(d.Problems, p) }
 
 // collect gathers the inputs, refusing what is said twice.
 func (d *draft) collect(inputs []mesh.Input) {
-	d.Clusters = []*mesh.Cluster{d.Local}
 	seen := map[objectKey]string{} // object -> source
-	first := func(o mesh.ObjectRef) bool {
-		id := objectKey{o.Kind, o.Namespace, o.Name}
+	firstIn := func(cluster mesh.ClusterID, o mesh.ObjectRef) bool {
+		if cluster == d.Local.ID {
+			cluster = ""
+		}
+		id := objectKey{cluster, o.Kind, o.Namespace, o.Name}
 		if other, twice := seen[id]; twice && other != o.Source { // one object may give several values
 			d.problem(mesh.Problem{Object: o, Reason: "Duplicate", Message: "is also declared at " + other, Remedy: "remove one of the two"})
 			return false
@@ -92,21 +108,20 @@ func (d *draft) collect(inputs []mesh.Input) {
 		seen[id] = o.Source
 		return true
 	}
+	first := func(o mesh.ObjectRef) bool { return firstIn("", o) }
 	for _, in := range inputs {
 		d.Problems = append(d.Problems, in.Problems...)
-		for _, c := range in.Clusters {
-			if !slices.ContainsFunc(d.Clusters, func(x *mesh.Cluster) bool { return x.ID == c.ID }) {
-				d.Clusters = append(d.Clusters, c)
-			}
-		}
 		for _, s := range in.Slices {
-			if first(s.Object) {
-				key := objectKey{"", s.Object.Namespace, s.Service}
+			if firstIn(s.Cluster, s.Object) {
+				key := objectKey{s.Cluster, "", s.Object.Namespace, s.Service}
+				if key.cluster == d.Local.ID {
+					key.cluster = ""
+				}
 				d.slices[key] = append(d.slices[key], s)
 			}
 		}
-		d.decls = append(d.decls, keep(in.Services, func(x *mesh.ServiceDecl) bool { return first(x.Object) })...)
-		d.Workloads = append(d.Workloads, keep(in.Workloads, func(x *mesh.Workload) bool { return first(x.Object) })...)
+		d.decls = append(d.decls, keep(in.Services, func(x *mesh.ServiceDecl) bool { return firstIn(x.Cluster, x.Object) })...)
+		d.Workloads = append(d.Workloads, keep(in.Workloads, func(x *mesh.Workload) bool { return firstIn(x.Cluster, x.Object) })...)
 		d.exports = append(d.exports, keep(in.Exports, func(x *mesh.Export) bool { return first(x.Object) })...)
 		d.VirtualServices = append(d.VirtualServices, keep(in.VirtualServices, func(x *mesh.VirtualService) bool { return first(x.Object) })...)
 		d.DestinationRules = append(d.DestinationRules, keep(in.DestinationRules, func(x *mesh.DestinationRule) bool { return first(x.Object) })...)
@@ -114,7 +129,8 @@ func (d *draft) collect(inputs []mesh.Input) {
 		d.PeerAuthentications = append(d.PeerAuthentications, keep(in.PeerAuthentications, func(x *mesh.PeerAuthentication) bool { return first(x.Object) })...)
 		d.Imports = append(d.Imports, in.Imports...)
 	}
-	slices.SortFunc(d.Clusters, func(a, b *mesh.Cluster) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortStableFunc(d.decls, func(a, b *mesh.ServiceDecl) int { return d.localFirst(a.Cluster, b.Cluster) })
+	slices.SortStableFunc(d.Workloads, func(a, b *mesh.Workload) int { return d.localFirst(a.Cluster, b.Cluster) })
 	byObject(d.decls, func(x *mesh.ServiceDecl) *mesh.ObjectRef { return &x.Object })
 	byObject(d.Workloads, func(x *mesh.Workload) *mesh.ObjectRef { return &x.Object })
 	byObject(d.exports, func(x *mesh.Export) *mesh.ObjectRef { return &x.Object })
@@ -125,6 +141,17 @@ func (d *draft) collect(inputs []mesh.Input) {
 	slices.SortFunc(d.Imports, func(a, b *mesh.Import) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), cmp.Compare(a.Cluster, b.Cluster))
 	})
+}
+
+// localFirst orders clusters: the local one, then by name.
+func (d *draft) localFirst(a, b mesh.ClusterID) int {
+	rank := func(id mesh.ClusterID) mesh.ClusterID {
+		if id == d.Local.ID {
+			return ""
+		}
+		return id
+	}
+	return cmp.Compare(rank(a), rank(b))
 }
 
 func keep[T any](xs []T, ok func(T) bool) []T {
@@ -151,10 +178,10 @@ func byObject[T any](xs []T, ref func(T) *mesh.ObjectRef) {
 	})
 }
 
-// export marks the local services that ServiceExports and labels name.
-func (d *draft) export() {
+// export marks the local services that ServiceExports and labels name. Only the local cluster's objects count.
+func (b *builder) export(d *draft) {
 	for _, decl := range d.decls {
-		if decl.Export && exportable(decl) {
+		if decl.Export && exportable(decl) && b.clusterOf(decl.Cluster) == b.cfg.Local.ID {
 			d.markExported(decl.Hosts, decl.ExportTo)
 			d.stateFacts(decl, nil)
 		}
@@ -187,6 +214,11 @@ func (b *builder) share(d *draft) {
 	for i, s := range d.Services {
 		if old := b.prev.Service(s.Host); old != nil && equalService(old, s) {
 			d.Services[i] = old
+		}
+	}
+	for i, n := range d.Networks {
+		if old := b.prev.Network(n.ID); old != nil && equalNetwork(old, n) {
+			d.Networks[i] = old
 		}
 	}
 	for i, c := range d.Clusters {

@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -15,6 +16,7 @@ import (
 // randomInput is one source's word: few names, so that things meet.
 func randomInput(t *rapid.T) mesh.Input {
 	name := rapid.SampledFrom([]string{"a", "b", "c"})
+	clusters := rapid.SampledFrom([]mesh.ClusterID{"", "amber", "dune"})
 	var in mesh.Input
 	for range rapid.IntRange(0, 2).Draw(t, "services") {
 		decl := service(name.Draw(t, "service"), mesh.Port{Name: "http", Number: 80, Protocol: mesh.HTTP, TargetName: "web"})
@@ -22,19 +24,31 @@ func randomInput(t *rapid.T) mesh.Input {
 			decl.Selector = nil
 		}
 		decl.Export = rapid.Bool().Draw(t, "export")
+		decl.Cluster = clusters.Draw(t, "of")
+		if rapid.Bool().Draw(t, "tcp") {
+			decl.Ports[0].Protocol = mesh.TCP
+		}
+		decl.Addresses = []netip.Addr{netip.MustParseAddr(rapid.SampledFrom([]string{"10.96.0.1", "10.96.0.2"}).Draw(t, "cluster ip"))}
 		decl.Object.Source = rapid.SampledFrom([]string{"x", "y"}).Draw(t, "source")
 		in.Services = append(in.Services, decl)
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "pods") {
 		p := pod(name.Draw(t, "pod"), name.Draw(t, "app"), "10.0.0."+rapid.SampledFrom([]string{"1", "2", "3"}).Draw(t, "ip"))
+		p.Cluster, p.Network = clusters.Draw(t, "runs in"), rapid.SampledFrom([]mesh.NetworkID{"", "", "n9"}).Draw(t, "network")
 		p.Ready = rapid.Bool().Draw(t, "ready")
 		in.Workloads = append(in.Workloads, p)
 	}
 	if rapid.Bool().Draw(t, "slice") {
 		in.Slices = append(in.Slices, &mesh.EndpointSlice{
-			Object: mesh.ObjectRef{Kind: "EndpointSlice", Namespace: "shop", Name: name.Draw(t, "slice name")}, Service: name.Draw(t, "slice of"),
+			Object: mesh.ObjectRef{Kind: "EndpointSlice", Namespace: "shop", Name: name.Draw(t, "slice name")}, Cluster: clusters.Draw(t, "slice in"), Service: name.Draw(t, "slice of"),
 			PortNames: map[string]uint32{"http": 8080}, Endpoints: []*mesh.Endpoint{{Address: "10.0.0.1", Ready: true}},
 		})
+	}
+	for range rapid.IntRange(0, 2).Draw(t, "networks") {
+		n := &mesh.Network{ID: rapid.SampledFrom([]mesh.NetworkID{"n1", "n2"}).Draw(t, "id")}
+		n.Registries = []mesh.ClusterID{rapid.SampledFrom([]mesh.ClusterID{"Kubernetes", "dune", "nowhere"}).Draw(t, "registry")}
+		n.CIDRs = []netip.Prefix{netip.MustParsePrefix(rapid.SampledFrom([]string{"10.0.0.2/32", "10.0.0.0/24"}).Draw(t, "cidr"))}
+		in.Networks = append(in.Networks, n)
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "imports") {
 		i := reviews(rapid.SampledFrom([]mesh.ClusterID{"birch", "cedar"}).Draw(t, "cluster"), rapid.SampledFrom([]string{"240.0.0.9", "241.1.2.3"}).Draw(t, "claim"))
@@ -56,6 +70,9 @@ func TestRememberingChangesNothing(t *testing.T) {
 			got, want := b.build(inputs, nil), fresh.build(inputs, nil)
 			if !reflect.DeepEqual(got.Services, want.Services) {
 				t.Fatalf("services differ:\n%s\n%s", show(got.Services), show(want.Services))
+			}
+			if !reflect.DeepEqual(got.Networks, want.Networks) || !reflect.DeepEqual(got.Clusters, want.Clusters) || !reflect.DeepEqual(got.Workloads, want.Workloads) {
+				t.Fatalf("networks, clusters or workloads differ:\n%+v\n%+v", got, want)
 			}
 			if !slices.Equal(got.Problems, want.Problems) {
 				t.Fatalf("problems differ:\n%v\n%v", got.Problems, want.Problems)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -11,35 +12,44 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// index finds the workloads of a selector or of an address without looking at all of them.
+// index finds the workloads of a selector or of an address in one cluster without looking at all of them.
 type index struct {
 	byLabel   map[labelKey][]*mesh.Workload
-	byAddress map[string]*mesh.Workload
+	byAddress map[addressKey]*mesh.Workload
 }
 
-type labelKey struct{ namespace, key, value string }
+type labelKey struct {
+	cluster               mesh.ClusterID
+	namespace, key, value string
+}
 
-func newIndex(workloads []*mesh.Workload) *index {
-	x := &index{byLabel: map[labelKey][]*mesh.Workload{}, byAddress: make(map[string]*mesh.Workload, len(workloads))}
+type addressKey struct {
+	cluster mesh.ClusterID
+	address string
+}
+
+func newIndex(workloads []*mesh.Workload, clusterOf func(mesh.ClusterID) mesh.ClusterID) *index {
+	x := &index{byLabel: map[labelKey][]*mesh.Workload{}, byAddress: make(map[addressKey]*mesh.Workload, len(workloads))}
 	for _, w := range workloads {
+		id := clusterOf(w.Cluster)
 		for k, v := range w.Labels {
-			key := labelKey{w.Namespace, k, v}
+			key := labelKey{id, w.Namespace, k, v}
 			x.byLabel[key] = append(x.byLabel[key], w)
 		}
 		for _, a := range w.Addresses {
-			if x.byAddress[a] == nil {
-				x.byAddress[a] = w
+			if key := (addressKey{id, a}); x.byAddress[key] == nil {
+				x.byAddress[key] = w
 			}
 		}
 	}
 	return x
 }
 
-// selected returns the workloads of the namespace that have all the labels and an address, in order of name.
-func (x *index) selected(namespace string, selector map[string]string) []*mesh.Workload {
+// selected returns the workloads of the cluster and namespace that have all the labels and an address, in order of name.
+func (x *index) selected(cluster mesh.ClusterID, namespace string, selector map[string]string) []*mesh.Workload {
 	var fewest []*mesh.Workload
 	for i, k := range slices.Sorted(maps.Keys(selector)) {
-		if ws := x.byLabel[labelKey{namespace, k, selector[k]}]; i == 0 || len(ws) < len(fewest) {
+		if ws := x.byLabel[labelKey{cluster, namespace, k, selector[k]}]; i == 0 || len(ws) < len(fewest) {
 			fewest = ws
 		}
 	}
@@ -64,18 +74,30 @@ type joined struct {
 	endpoints []*mesh.Endpoint
 }
 
-// declare turns every declaration into a Service for each of its hosts, with its endpoints.
+// declare turns the declarations of every host into a Service, with its endpoints.
 func (b *builder) declare(d *draft) {
 	next := make(map[*mesh.ServiceDecl]*joined, len(d.decls))
+	shared := map[string][]part{} // hosts that other clusters declare
 	for _, decl := range d.decls {
 		j := b.join(d, decl)
 		next[decl] = j
 		for _, host := range decl.Hosts {
 			if other := d.decl[host]; other != nil {
+				parts := shared[host]
+				if parts == nil {
+					parts = []part{{other, next[other]}}
+				}
+				if b.joins(parts, decl) {
+					shared[host] = append(parts, part{decl, j})
+					continue
+				}
 				d.problem(mesh.Problem{Object: decl.Object, Field: "spec.hosts", Reason: "HostTaken", Message: host + " is already declared by " + other.Object.String(), Remedy: "remove the host from one of the two"})
 				continue
 			}
 			d.decl[host] = decl
+			if b.clusterOf(decl.Cluster) != b.cfg.Local.ID {
+				shared[host] = []part{{decl, j}}
+			}
 			d.byHost[host] = &mesh.Service{
 				Host: host, Name: decl.Object.Name, Namespace: decl.Object.Namespace, Object: decl.Object,
 				Ports: j.ports, VIPs: decl.Addresses, Resolution: decl.Resolution,
@@ -85,18 +107,32 @@ func (b *builder) declare(d *draft) {
 		}
 	}
 	b.joined = next
+	combined := make(map[string]*combined, len(shared))
+	for _, host := range slices.Sorted(maps.Keys(shared)) {
+		c := b.combine(host, shared[host])
+		combined[host] = c
+		s := d.byHost[host]
+		s.Ports, s.VIPs, s.ClusterVIPs, s.Endpoints = c.ports, c.vips, c.cluster, c.ends
+		d.Problems = append(d.Problems, c.problems...)
+	}
+	b.combined = combined
 }
 
 // join finds what a declaration's endpoints are made from, and makes them when that is not what it was.
 func (b *builder) join(d *draft, decl *mesh.ServiceDecl) *joined {
 	j := &joined{}
+	cluster := b.clusterOf(decl.Cluster)
 	if len(decl.Selector) > 0 {
-		j.workloads = b.index.selected(decl.Object.Namespace, decl.Selector)
+		j.workloads = b.index.selected(cluster, decl.Object.Namespace, decl.Selector)
 	} else {
-		j.slices = d.slices[objectKey{"", decl.Object.Namespace, decl.Object.Name}]
+		key := objectKey{cluster, "", decl.Object.Namespace, decl.Object.Name}
+		if cluster == b.cfg.Local.ID {
+			key.cluster = ""
+		}
+		j.slices = d.slices[key]
 		for _, s := range j.slices {
 			for _, e := range s.Endpoints {
-				j.workloads = append(j.workloads, b.index.byAddress[e.Address])
+				j.workloads = append(j.workloads, b.index.byAddress[addressKey{cluster, e.Address}])
 			}
 		}
 	}
@@ -120,7 +156,7 @@ func (b *builder) endpoints(decl *mesh.ServiceDecl, j *joined) []*mesh.Endpoint 
 	for _, e := range decl.Endpoints {
 		e := *e
 		e.Ports = portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) { n, ok := e.Ports[p.Number]; return n, ok })
-		out = append(out, b.complete(&e, decl.Object.Namespace))
+		out = append(out, b.complete(&e, decl, decl.Object.Namespace))
 	}
 	if len(decl.Selector) > 0 {
 		for _, w := range j.workloads {
@@ -132,7 +168,7 @@ func (b *builder) endpoints(decl *mesh.ServiceDecl, j *joined) []*mesh.Endpoint 
 				return n, ok && w.VM
 			})}
 			b.adopt(e, w)
-			out = append(out, b.complete(e, w.Namespace))
+			out = append(out, b.complete(e, decl, w.Namespace))
 		}
 	}
 	i := 0
@@ -144,7 +180,7 @@ func (b *builder) endpoints(decl *mesh.ServiceDecl, j *joined) []*mesh.Endpoint 
 				b.adopt(&e, w)
 			}
 			i++
-			out = append(out, b.complete(&e, decl.Object.Namespace))
+			out = append(out, b.complete(&e, decl, decl.Object.Namespace))
 		}
 	}
 	sortEndpoints(out)
@@ -159,10 +195,13 @@ func (b *builder) adopt(e *mesh.Endpoint, w *mesh.Workload) {
 	}
 }
 
-// complete gives an endpoint of the local cluster what its declaration left out.
-func (b *builder) complete(e *mesh.Endpoint, namespace string) *mesh.Endpoint {
-	e.Cluster = cmp.Or(e.Cluster, b.cfg.Local.ID)
-	e.Network = cmp.Or(e.Network, b.cfg.Local.Network)
+// complete gives an endpoint what its declaration left out. An address that a ServiceEntry names is on no network
+// unless a rule or the entry says so: everyone calls it directly.
+func (b *builder) complete(e *mesh.Endpoint, decl *mesh.ServiceDecl, namespace string) *mesh.Endpoint {
+	e.Cluster = cmp.Or(e.Cluster, b.clusterOf(decl.Cluster))
+	if e.Network == "" {
+		e.Network = b.places.of(e.Cluster, e.Address, len(decl.Endpoints) > 0)
+	}
 	e.Namespace = cmp.Or(e.Namespace, namespace)
 	if e.Workload == "" {
 		e.Workload = strings.NewReplacer(".", "-", ":", "-").Replace(strings.ToLower(e.Address))
@@ -197,10 +236,11 @@ func equalService(a, b *mesh.Service) bool {
 	return a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.Resolution == b.Resolution &&
 		a.External == b.External && a.Headless == b.Headless && a.Global == b.Global && a.Exported == b.Exported &&
 		reflect.DeepEqual(a.Facts, b.Facts) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.ExportTo, b.ExportTo) &&
+		maps.EqualFunc(a.ClusterVIPs, b.ClusterVIPs, slices.Equal[[]netip.Addr]) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y *mesh.Endpoint) bool { return x == y || reflect.DeepEqual(x, y) })
 }
 
 func equalCluster(a, b *mesh.Cluster) bool {
-	return a == b || a.ID == b.ID && a.TrustDomain == b.TrustDomain && a.Network == b.Network && a.Freshness == b.Freshness && a.LastHeard.Equal(b.LastHeard) &&
+	return a == b || a.ID == b.ID && a.TrustDomain == b.TrustDomain && a.Network == b.Network && a.Managed == b.Managed && a.Freshness == b.Freshness && a.LastHeard.Equal(b.LastHeard) &&
 		slices.Equal(a.Gateways, b.Gateways) && slices.Equal(a.ControlPlane, b.ControlPlane) && bytes.Equal(a.Roots, b.Roots)
 }
