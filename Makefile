@@ -7,7 +7,7 @@ ENVOY_VERSION := 1.40.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BIN         := build/bin
-PROGRAMS    := isthmusd isthmus isthmus-agent coredns
+PROGRAMS    := isthmusd isthmus isthmus-agent isthmus-cni coredns
 TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/lab/cmd/lab e2e/demo
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD_FLAGS := -trimpath -buildvcs=false
