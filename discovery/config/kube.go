@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
@@ -150,6 +151,9 @@ func (o *object) endpointSlice() {
 	var s discoveryv1.EndpointSlice
 	if !o.into(&s) {
 		return
+	}
+	if _, imported := s.Labels[mcsv1beta1.LabelServiceName]; imported {
+		return // of a ServiceImport: what it says is known from the exporter
 	}
 	out := &mesh.EndpointSlice{Object: o.ref, Service: s.Labels[labelSliceName], PortNames: map[string]uint32{}}
 	if out.Service == "" {

@@ -55,6 +55,10 @@ var rules = []rule{
 	},
 	{pkgs: []string{"discovery/source/file"}, ours: join(base, "discovery/config"), others: []string{"github.com/fsnotify/fsnotify"}},
 	{pkgs: []string{"discovery/source/workload"}, ours: join(base, "discovery/config")},
+	{
+		pkgs: []string{"discovery/status"}, ours: base,
+		others: join(metrics, "k8s.io/api/...", "k8s.io/apimachinery/...", "k8s.io/client-go/...", "sigs.k8s.io/mcs-api/pkg/apis/..."),
+	},
 	{pkgs: []string{"discovery/xds"}, ours: join(base, purePackages...), others: join(append(envoyTypes, grpc...), metrics...)},
 	{
 		pkgs: []string{"discovery/identity"}, ours: join(base, purePackages...),
@@ -122,12 +126,8 @@ var unreachable = []struct {
 	{[]string{"cmd/..."}, []string{"testing", ours("e2e/..."), ours("bench/...")}, "a program contains no test code"},
 	{[]string{"cmd/isthmus-agent"}, []string{"k8s.io/client-go/..."}, "it runs beside every workload and talks to isthmusd alone"},
 	{
-		[]string{"cmd/isthmus-agent", "cmd/coredns"}, []string{ours("discovery/store")}, "only isthmusd is a control plane",
-	},
-	{
-		// cmd/isthmus has the store's builder: it looks at files as isthmusd would.
 		[]string{"cmd/isthmus-agent", "cmd/coredns", "cmd/isthmus"},
-		[]string{ours("discovery/xds"), ours("discovery/source/..."), ours("federation/ledger"), ours("federation/gossip"), ours("federation/peering")},
+		[]string{ours("discovery/store"), ours("discovery/xds"), ours("discovery/source/..."), ours("federation/ledger"), ours("federation/gossip"), ours("federation/peering")},
 		"only isthmusd is a control plane",
 	},
 	{
