@@ -109,12 +109,35 @@ type Status struct {
 	Revision    uint64        `json:"revision"`
 	Ready       bool          `json:"ready"`
 	Gateways    []string      `json:"gateways"`
+	Sources     []Source      `json:"sources,omitempty"`
 	Peers       []Peer        `json:"peers"`
 	Exports     []Service     `json:"exports"`
 	Imports     []Service     `json:"imports"`
 	Proxies     []Proxy       `json:"proxies"`
 	Machines    []Machine     `json:"machines"`
 	Problems    []ProblemLine `json:"problems"`
+}
+
+// Source is one API server that objects are read from.
+type Source struct {
+	Cluster   string       `json:"cluster"`
+	Remote    bool         `json:"remote,omitempty"` // read by remote secret
+	Server    string       `json:"server"`
+	Connected bool         `json:"connected"`
+	Since     time.Time    `json:"since,omitzero"` // connected or lost; zero: never connected
+	Error     string       `json:"error,omitempty"`
+	Objects   int          `json:"objects"`
+	Kinds     []SourceKind `json:"kinds"`
+}
+
+// SourceKind is how one kind of objects is read.
+type SourceKind struct {
+	Kind    string `json:"kind"` // plural and group
+	Version string `json:"version,omitempty"`
+	Objects int    `json:"objects"`
+	State   string `json:"state"` // synced, syncing, absent, forbidden, failed
+	Message string `json:"message,omitempty"`
+	Remedy  string `json:"remedy,omitempty"`
 }
 
 // ProblemLine is one thing that is wrong.

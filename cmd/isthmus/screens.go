@@ -91,6 +91,7 @@ func statusScreen(t *table, s admin.Status) {
 	}
 	t.say("cluster %s (%s), network %s, isthmusd %s, %s, revision %d", s.Cluster, s.TrustDomain, s.Network, s.Version, ready, s.Revision)
 	t.say("gateways %s", or(strings.Join(s.Gateways, ", "), "none"))
+	sourceRows(t, s.Sources)
 	t.say("\nLINKS")
 	peerRows(t, s.Peers)
 	t.say("\nEXPORTS")
@@ -119,6 +120,48 @@ func statusScreen(t *table, s admin.Status) {
 	t.say("\nPROBLEMS  %d", len(s.Problems))
 	for _, p := range s.Problems {
 		t.say("  %s", problemLine(p))
+	}
+}
+
+// sourceRows shows each API server, and the kinds that are not read. What is absent is no fault and named in one line.
+func sourceRows(t *table, sources []admin.Source) {
+	if len(sources) == 0 {
+		return
+	}
+	t.say("\nSOURCES")
+	t.row("  CLUSTER", "API SERVER", "STATE", "OBJECTS")
+	for _, s := range sources {
+		state := "connected since "
+		if !s.Connected {
+			state = "lost since "
+		}
+		if state += s.Since.Local().Format("15:04:05"); s.Since.IsZero() {
+			state = "connecting"
+		}
+		name := s.Cluster
+		if s.Remote {
+			name += " (remote)"
+		}
+		t.row("  "+name, s.Server, state, fmt.Sprint(s.Objects))
+	}
+	for _, s := range sources {
+		if s.Error != "" {
+			t.say("  %s: %s", s.Cluster, s.Error)
+		}
+		var absent []string
+		for _, k := range s.Kinds {
+			switch {
+			case k.State == "absent":
+				absent = append(absent, k.Kind)
+			case k.Message != "":
+				t.say("  %s: %s %s: %s\n      %s", s.Cluster, k.Kind, k.State, k.Message, k.Remedy)
+			case k.State == "syncing":
+				t.say("  %s: %s is not listed yet", s.Cluster, k.Kind)
+			}
+		}
+		if len(absent) > 0 {
+			t.say("  %s: not installed: %s", s.Cluster, strings.Join(absent, ", "))
+		}
 	}
 }
 

@@ -36,10 +36,7 @@ type Config struct {
 	// Gateways are the east-west gateways of this cluster as other networks dial them, IP:PORT.
 	Gateways []string `yaml:"gateways"`
 	// Source is where the cluster's objects come from.
-	Source struct {
-		// Dir is a folder of Kubernetes and Istio YAML, watched.
-		Dir string `yaml:"dir"`
-	} `yaml:"source"`
+	Source sources `yaml:"source"`
 	// CA is the workload certificate authority.
 	CA struct {
 		// Dir holds ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem; without it a root is made in DataDir.
@@ -77,6 +74,7 @@ func defaultConfig() Config {
 	c.Listen = "0.0.0.0:15012"
 	c.Admin.Socket = admin.DefaultSocket
 	c.Metrics = "0.0.0.0:15014"
+	c.Source.Kube.Namespace = "istio-system"
 	c.CA.MaxTTL = 24 * time.Hour
 	c.Federation.LateAfter = 3 * time.Second
 	c.Federation.Lease = 10 * time.Minute
@@ -140,8 +138,6 @@ func (c Config) validate() error {
 		return fmt.Errorf("cluster: %q is not a DNS label (a-z, 0-9, -)", c.Cluster)
 	case !domain.MatchString(c.TrustDomain):
 		return fmt.Errorf("trustDomain: %q is not a SPIFFE trust domain", c.TrustDomain)
-	case c.Source.Dir == "":
-		return errors.New("source.dir: no folder of objects is named")
 	case c.CA.MaxTTL <= 0:
 		return fmt.Errorf("ca.maxTTL: %s is not a time that a certificate can live", c.CA.MaxTTL)
 	case c.MachineGrace < 0:
@@ -150,6 +146,9 @@ func (c Config) validate() error {
 		return fmt.Errorf("federation.lateAfter: %s is not longer than nothing", c.Federation.LateAfter)
 	case c.Federation.Lease <= c.Federation.LateAfter:
 		return fmt.Errorf("federation.lease: %s is not longer than federation.lateAfter, %s", c.Federation.Lease, c.Federation.LateAfter)
+	}
+	if err := c.Source.validate(); err != nil {
+		return err
 	}
 	for _, x := range []struct{ field, addr string }{{"listen", c.Listen}, {"metrics", c.Metrics}} {
 		if x.field == "metrics" && x.addr == "" {

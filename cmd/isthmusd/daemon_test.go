@@ -30,7 +30,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/xdsclient"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, klogFlush) }
 
 // patience is how long a condition may take to come true.
 const patience = 20 * time.Second

@@ -46,7 +46,7 @@ type certificates struct {
 	join, peer, control *identity.Rotating
 }
 
-func newCertificates(ca *identity.CA, td mesh.TrustDomain) (certificates, error) {
+func newCertificates(ca *identity.CA, td mesh.TrustDomain, namespace string) (certificates, error) {
 	var c certificates
 	for _, x := range []struct {
 		to   **identity.Rotating
@@ -55,7 +55,7 @@ func newCertificates(ca *identity.CA, td mesh.TrustDomain) (certificates, error)
 	}{
 		{&c.join, pathJoin, []string{sni.Join.Name(td)}},
 		{&c.peer, pathPeer, []string{sni.Peer.Name(td), sni.Gossip.Name(td)}},
-		{&c.control, pathControlPlane, []string{sni.XDS.Name(td), "istiod.istio-system.svc", "istiod.istio-system.svc.cluster.local"}},
+		{&c.control, pathControlPlane, controlNames(sni.XDS.Name(td), namespace)},
 	} {
 		r, err := ca.Rotating("spiffe://"+string(td)+x.path, x.dns, 0)
 		if err != nil {
@@ -170,6 +170,9 @@ func (d *daemon) identify(ctx context.Context) (string, error) {
 }
 
 func (d *daemon) authenticator() identity.Authenticator {
+	if d.reviews != nil {
+		return identity.AnyOf(d.ca.Certificates(), d.ca.Tokens(), d.reviews)
+	}
 	return identity.AnyOf(d.ca.Certificates(), d.ca.Tokens())
 }
 

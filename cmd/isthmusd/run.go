@@ -23,7 +23,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/config"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
-	"github.com/isthmus-mesh/isthmus/discovery/source/file"
+	"github.com/isthmus-mesh/isthmus/discovery/source/kube"
 	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
@@ -64,6 +64,8 @@ type daemon struct {
 	peering  *peering.Peering
 	gossip   *gossip.Gossip
 	machines *workload.Source
+	kube     *kube.Source      // nil: no API server is read
+	reviews  *identity.Reviews // nil, too, then
 	grants   *token.Grants
 }
 
@@ -89,7 +91,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	if d.key, err = ledger.LoadOrCreateKey(cfg.data("federation.key")); err != nil {
 		return err
 	}
-	if d.certs, err = newCertificates(d.ca, mesh.TrustDomain(cfg.TrustDomain)); err != nil {
+	if d.certs, err = newCertificates(d.ca, mesh.TrustDomain(cfg.TrustDomain), cfg.Source.Kube.Namespace); err != nil {
 		return err
 	}
 	d.local = &mesh.Cluster{
@@ -101,9 +103,13 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	}
 
 	sc := store.DefaultConfig(d.local)
-	sc.Await, sc.Memory, sc.Check = []string{"file", "federation", "machine"}, store.FileMemory(cfg.data("addresses.json")), config.CheckReferences
+	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), store.FileMemory(cfg.data("addresses.json")), config.CheckReferences
 	st := store.New(sc, log, reg)
 	if d.machines, err = workload.New(workload.Config{Dir: cfg.data("machines"), Sink: st.Sink("machine"), Grace: cfg.MachineGrace, Log: log}); err != nil {
+		return err
+	}
+	parts, err := d.readObjects(st, reg)
+	if err != nil {
 		return err
 	}
 	d.grants = token.NewGrants(led.Bucket("grants"))
@@ -136,15 +142,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	certs.Register(srv)
 	op, err := operator.Listen(operator.Config{
 		Socket: cfg.Admin.Socket, Version: version.String(), Local: d.local, Snapshots: st, Peering: d.peering, Alive: d.gossip.Alive,
-		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Log: log,
+		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Sources: d.sourceStates, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	defer op.Close()
 
-	parts := []part{
-		{"discovery/source/file", file.New(file.Config{Dir: cfg.Source.Dir, Sink: st.Sink("file"), Log: log}).Run},
+	parts = append(parts, []part{
 		{"discovery/source/workload", d.machines.Run},
 		{"discovery/store", st.Run},
 		{"views", vs.Run},
@@ -153,7 +158,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		{"tls port", mux.Run},
 		{"grpc", serveGRPC(srv, queue)},
 		{"operator", op.Run},
-	}
+	}...)
 	if ports.metrics != nil {
 		parts = append(parts, part{"metrics", serveMetrics(ports.metrics, reg, st)})
 	}

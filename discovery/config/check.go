@@ -248,8 +248,8 @@ func protocolNamed(name string) (mesh.Protocol, bool) {
 	return "", false
 }
 
-// locality writes the region, zone and subzone labels as region/zone/subzone.
-func locality(labels map[string]string) string {
+// Locality writes the region, zone and subzone labels as region/zone/subzone.
+func Locality(labels map[string]string) string {
 	if l := labels[labelLocality]; l != "" {
 		if !strings.Contains(l, "/") {
 			l = strings.ReplaceAll(l, ".", "/") // a label's value has no slash

@@ -21,6 +21,38 @@ type Options struct {
 	// Namespaces are the labels of the namespaces that other documents declare, by name. Namespace objects among
 	// the documents decoded add to them and win.
 	Namespaces map[string]map[string]string
+	// Nodes are the nodes of the cluster by name: pods have their locality, and a gateway behind node ports its addresses, from them.
+	Nodes map[string]Node
+	// External are the addresses that Services have outside of their clusters, by host: for gateways named by their Service.
+	External map[string][]string
+	// RootNamespace holds the mesh's own configuration; empty means "istio-system".
+	RootNamespace string
+	// TrustDomain is what the mesh configuration has where it names none; empty means Istio's "cluster.local".
+	TrustDomain mesh.TrustDomain
+	// Local is the name of the cluster the objects are from; empty when unknown.
+	Local mesh.ClusterID
+	// Remote is set when that is not the cluster of this control plane: objects say then where they are from.
+	Remote bool
+	// Network is that of pods whose label names none; empty: it is not known here.
+	Network mesh.NetworkID
+	// ByLabel makes a pod a member of mesh TLS only by its own label, which injection sets. Without it the label of its
+	// namespace is believed, for places that have no injection.
+	ByLabel bool
+}
+
+// Node is what the mesh needs of a Kubernetes node.
+type Node struct {
+	Locality  string            // region/zone/subzone
+	Labels    map[string]string // for those who choose nodes by label
+	Addresses []string          // as other networks reach it: external ones, else internal ones; none when it is not ready
+}
+
+// cluster is what objects carry of where they are from: nothing in the cluster of the control plane.
+func (o Options) cluster() mesh.ClusterID {
+	if o.Remote {
+		return o.Local
+	}
+	return ""
 }
 
 // Decode turns the documents of one file into what a source reports. source names the file in ObjectRefs, which point
@@ -64,6 +96,7 @@ type decoder struct {
 	in       mesh.Input
 	problems []mesh.Problem
 	seen     map[string]string // object -> where it was first declared
+	exact    bool              // source says all: there are no lines
 }
 
 // newDecoder splits data and finds the objects in it.
@@ -90,7 +123,12 @@ func (d *decoder) document(line int) mesh.ObjectRef {
 	return mesh.ObjectRef{Kind: KindFile, Name: d.source, Source: d.at(line)}
 }
 
-func (d *decoder) at(line int) string { return fmt.Sprintf("%s:%d", d.source, line) }
+func (d *decoder) at(line int) string {
+	if d.exact {
+		return d.source
+	}
+	return fmt.Sprintf("%s:%d", d.source, line)
+}
 
 // namespaces returns the labels of the Namespace objects found.
 func (d *decoder) namespaces() map[string]map[string]string {

@@ -29,7 +29,9 @@ func (o *object) service() {
 	if e := validation.IsDNS1123Label(s.Name); len(e) > 0 {
 		o.invalid("metadata.name", show(s.Name)+" is not the name of a Service", rule(e))
 	}
-	decl := &mesh.ServiceDecl{Object: o.ref, Hosts: []string{o.host(s.Name)}, Ports: o.servicePorts(s.Spec.Ports), Facts: facts(&s)}
+	decl := &mesh.ServiceDecl{
+		Object: o.ref, Cluster: o.d.opts.cluster(), Hosts: []string{o.host(s.Name)}, Ports: o.servicePorts(s.Spec.Ports), Facts: facts(&s),
+	}
 	if len(s.Spec.Selector) > 0 {
 		decl.Selector = s.Spec.Selector
 	}
@@ -50,6 +52,9 @@ func (o *object) service() {
 	}
 	o.unsupportedService(&s)
 	decl.Export, decl.ExportTo = o.exported()
+	if network := s.Labels[labelNetwork]; network != "" && !o.failed {
+		o.serviceGateways(mesh.NetworkID(network), &s)
+	}
 	if !o.failed {
 		o.d.in.Services = append(o.d.in.Services, decl)
 	}
@@ -155,7 +160,7 @@ func (o *object) endpointSlice() {
 	if _, imported := s.Labels[mcsv1beta1.LabelServiceName]; imported {
 		return // of a ServiceImport: what it says is known from the exporter
 	}
-	out := &mesh.EndpointSlice{Object: o.ref, Service: s.Labels[labelSliceName], PortNames: map[string]uint32{}}
+	out := &mesh.EndpointSlice{Object: o.ref, Cluster: o.d.opts.cluster(), Service: s.Labels[labelSliceName], PortNames: map[string]uint32{}}
 	if out.Service == "" {
 		o.reject("metadata.labels", ReasonMissing, "the label "+labelSliceName+" is missing", "name the slice's Service in it")
 	}
@@ -182,6 +187,9 @@ func (o *object) endpointSlice() {
 		for _, a := range o.addresses(e.Addresses, func(j int) string { return fmt.Sprintf("endpoints[%d].addresses[%d]", i, j) }) {
 			ep := sliceEndpoint(o.ref.Namespace, a.String(), out.PortNames)
 			ep.Ready = e.Conditions.Ready == nil || *e.Conditions.Ready
+			if e.NodeName != nil {
+				ep.Locality = o.d.opts.Nodes[*e.NodeName].Locality
+			}
 			if e.TargetRef != nil && e.TargetRef.Name != "" {
 				ep.Workload = e.TargetRef.Name
 			} else if e.Hostname != nil && *e.Hostname != "" {
@@ -203,7 +211,7 @@ func (o *object) endpoints() {
 	}
 	var out []*mesh.EndpointSlice
 	for i, sub := range e.Subsets {
-		slice := &mesh.EndpointSlice{Object: o.ref, Service: e.Name, PortNames: map[string]uint32{}}
+		slice := &mesh.EndpointSlice{Object: o.ref, Cluster: o.d.opts.cluster(), Service: e.Name, PortNames: map[string]uint32{}}
 		for j, p := range sub.Ports {
 			if o.checkPort(fmt.Sprintf("subsets[%d].ports[%d].port", i, j), int64(p.Port)) {
 				slice.PortNames[p.Name] = uint32(p.Port)

@@ -22,11 +22,14 @@ type object struct {
 	doc    *document
 	prefix string // path of the object in its document, "" or "items[3]."
 	raw    []byte // JSON
+	typed  any    // pointer to the Kubernetes type, instead of raw
 	group  string
 	ref    mesh.ObjectRef
 	meta   metav1.ObjectMeta
 	labels map[string]string // of a Namespace
 	failed bool
+	// lenient makes fields that a message does not have a Problem that the object outlives.
+	lenient bool
 }
 
 // header is what every API object has.
@@ -126,7 +129,7 @@ func versions(group string) []string {
 func kinds(group string) (decoded, ignored, unsupported []string) {
 	switch group {
 	case "":
-		return []string{"Service", "Pod", "Namespace", "Endpoints"}, []string{"Binding", "ComponentStatus", "ConfigMap", "Event", "LimitRange", "Node",
+		return []string{"Service", "Pod", "Namespace", "Endpoints", "ConfigMap"}, []string{"Binding", "ComponentStatus", "Event", "LimitRange", "Node",
 			"PersistentVolume", "PersistentVolumeClaim", "PodTemplate", "ReplicationController", "ResourceQuota", "Secret", "ServiceAccount"}, nil
 	case "discovery.k8s.io":
 		return []string{"EndpointSlice"}, nil, nil
@@ -154,7 +157,16 @@ func (o *object) checkVersion(version string) {
 
 // decode adds what the object says to the decoder's Input.
 func (o *object) decode() {
-	if o.failed || !o.known() || !o.named() {
+	if o.failed {
+		return
+	}
+	if o.eastWest() {
+		if o.ref.Kind += "." + o.group; o.named() {
+			o.eastWestGateway()
+		}
+		return
+	}
+	if !o.known() || !o.named() {
 		return
 	}
 	switch o.ref.Kind {
@@ -164,6 +176,8 @@ func (o *object) decode() {
 		o.pod()
 	case "Namespace":
 		o.namespace()
+	case "ConfigMap":
+		o.configMap()
 	case "Endpoints":
 		o.endpoints()
 	case "EndpointSlice":
@@ -248,7 +262,7 @@ func (o *object) unsupported(field, consequence string) {
 
 // note reports a Problem; the object is used nevertheless. The message begins with the line of the field.
 func (o *object) note(field, reason, message, remedy string) {
-	if field != "" {
+	if field != "" && o.doc != nil {
 		if n := o.doc.lineOf(o.prefix + field); n > 0 {
 			message = fmt.Sprintf("line %d: %s", n, message)
 		}

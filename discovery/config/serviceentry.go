@@ -161,7 +161,7 @@ func (o *object) resolution(spec *networking.ServiceEntry) mesh.Resolution {
 func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *networking.WorkloadEntry) *mesh.Endpoint {
 	out := &mesh.Endpoint{
 		Namespace: o.ref.Namespace, Network: mesh.NetworkID(e.GetNetwork()), Address: strings.ToLower(e.GetAddress()), Labels: e.GetLabels(),
-		Locality: cmp.Or(e.GetLocality(), locality(e.GetLabels())), Weight: e.GetWeight(), Ports: map[uint32]uint32{}, Ready: true,
+		Locality: cmp.Or(e.GetLocality(), Locality(e.GetLabels())), Weight: e.GetWeight(), Ports: map[uint32]uint32{}, Ready: true,
 		TLS: e.GetLabels()[labelTLSMode] == "istio",
 	}
 	a, err := netip.ParseAddr(out.Address)

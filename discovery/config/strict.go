@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -22,6 +23,10 @@ import (
 
 // into decodes the object into a Kubernetes type, refusing fields it does not have.
 func (o *object) into(v any) bool {
+	if o.typed != nil {
+		reflect.ValueOf(v).Elem().Set(reflect.ValueOf(o.typed).Elem())
+		return true
+	}
 	strict, err := kjson.UnmarshalStrict(o.raw, v)
 	if err != nil {
 		field := ""
@@ -78,27 +83,48 @@ func (o *object) spec(m proto.Message) (status []byte, ok bool) {
 		o.reject("spec", ReasonMissing, "the object has no spec", "write one")
 		return nil, false
 	}
-	dec := json.NewDecoder(bytes.NewReader(e.Spec))
+	return e.Status, o.message("spec", e.Spec, nil, m)
+}
+
+// message decodes JSON that stands at the path into m. What it does not say is as in defaults, which may be nil.
+func (o *object) message(path string, raw []byte, defaults map[string]any, m proto.Message) bool {
+	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	var v any
 	if err := dec.Decode(&v); err != nil {
-		o.invalid("spec", clip(err.Error(), 200), "correct it")
-		return nil, false
+		o.invalid(path, clip(err.Error(), 200), "correct it")
+		return false
 	}
-	v = o.strict("spec", v, m.ProtoReflect().Descriptor())
+	v = o.strict(path, v, m.ProtoReflect().Descriptor())
 	if o.failed {
-		return nil, false
+		return false
+	}
+	if said, ok := v.(map[string]any); ok && defaults != nil {
+		v = overlay(defaults, said)
 	}
 	raw, err := json.Marshal(v)
 	if err == nil {
 		err = protojson.Unmarshal(raw, m)
 	}
 	if err != nil {
-		field, message := protoError(raw, err)
+		field, message := protoError(path, raw, err)
 		o.invalid(field, message, "give the field a value of its type")
-		return nil, false
+		return false
 	}
-	return e.Status, true
+	return true
+}
+
+// overlay returns base with what over says instead; maps in it are joined, lists replaced.
+func overlay(base, over map[string]any) map[string]any {
+	out := maps.Clone(base)
+	for k, v := range over {
+		under, nested := out[k].(map[string]any)
+		if on, ok := v.(map[string]any); ok && nested {
+			v = overlay(under, on)
+		}
+		out[k] = v
+	}
+	return out
 }
 
 // strict finds the fields in v that the message does not have and writes durations as protobuf wants them.
@@ -117,6 +143,9 @@ func (o *object) strict(path string, v any, md protoreflect.MessageDescriptor) a
 		}
 		at := path + "." + key
 		switch {
+		case fd == nil && o.lenient:
+			o.note(at, ReasonUnknownField, "unknown field "+show(key)+": it has no effect", "remove it so that nobody relies on it")
+			delete(fields, key)
 		case fd == nil:
 			o.unknownField(at, fieldNames(md))
 		case fd.IsMap():
@@ -164,7 +193,7 @@ func fieldNames(md protoreflect.MessageDescriptor) []string {
 }
 
 // protoError finds the field that protojson complains about by the column it names.
-func protoError(raw []byte, err error) (field, message string) {
+func protoError(path string, raw []byte, err error) (field, message string) {
 	message = strings.ReplaceAll(err.Error(), "\u00a0", " ")
 	message = strings.TrimSpace(strings.TrimPrefix(message, "proto:"))
 	if m := regexp.MustCompile(`^(?:syntax error )?\(line (\d+):(\d+)\): `).FindStringSubmatch(message); m != nil {
@@ -175,7 +204,7 @@ func protoError(raw []byte, err error) (field, message string) {
 			_, n := utf8.DecodeRune(raw[off:])
 			off += n
 		}
-		field = "spec" + pathOf(raw, off+1)
+		field = path + pathOf(raw, off+1)
 	}
 	return field, clip(message, 200)
 }

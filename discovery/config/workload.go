@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -32,9 +33,10 @@ func (o *object) pod() {
 		ips, at = []string{p.Status.PodIP}, func(int) string { return "status.podIP" }
 	}
 	w := &mesh.Workload{
-		Object: o.ref, Name: p.Name, Namespace: o.ref.Namespace, Network: mesh.NetworkID(p.Labels[labelNetwork]),
-		Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName, Locality: locality(p.Labels), Ports: o.namedPorts(p.Spec),
+		Object: o.ref, Cluster: o.d.opts.cluster(), Name: p.Name, Namespace: o.ref.Namespace, Network: mesh.NetworkID(p.Labels[labelNetwork]),
+		Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName, Locality: Locality(p.Labels), Ports: o.namedPorts(p.Spec),
 	}
+	Place(w, o.d.opts.Nodes[p.Spec.NodeName], o.d.opts.Network)
 	for _, a := range o.addresses(ips, at) {
 		w.Addresses = append(w.Addresses, a.String())
 	}
@@ -45,10 +47,27 @@ func (o *object) pod() {
 		w.ServiceAccount = "default"
 	}
 	w.Ready = len(w.Addresses) > 0 && p.DeletionTimestamp == nil && podReady(p.Status.Conditions)
-	w.TLS = !p.Spec.HostNetwork && injected(o.d.opts.Namespaces[o.ref.Namespace], p.Labels, p.Annotations)
+	w.TLS = !p.Spec.HostNetwork && o.member(p.Labels, p.Annotations)
 	if !o.failed {
 		o.d.in.Workloads = append(o.d.in.Workloads, w)
 	}
+}
+
+// Place fills in where a pod is: the locality of its node, unless its own label says another one, and the network of
+// its cluster, unless its label names one. (Labels of a pod for region and zone are copies of its node's.)
+func Place(w *mesh.Workload, node Node, network mesh.NetworkID) {
+	if node.Locality != "" && w.Labels[labelLocality] == "" {
+		w.Locality = node.Locality
+	}
+	w.Network = cmp.Or(w.Network, network)
+}
+
+// member reports whether a pod with these labels takes mesh TLS.
+func (o *object) member(labels, annotations map[string]string) bool {
+	if o.d.opts.ByLabel {
+		return labels[labelTLSMode] == "istio"
+	}
+	return injected(o.d.opts.Namespaces[o.ref.Namespace], labels, annotations)
 }
 
 // podReady is true for a pod that nobody says anything about.
@@ -131,7 +150,7 @@ func (o *object) workloadEntry() {
 		w.Network = mesh.NetworkID(labels[labelNetwork])
 	}
 	if w.Locality == "" {
-		w.Locality = locality(labels)
+		w.Locality = Locality(labels)
 	}
 	if w.ServiceAccount == "" {
 		w.ServiceAccount = "default"

@@ -19,6 +19,7 @@ var (
 	grpc       = []string{"google.golang.org/grpc/...", "google.golang.org/genproto/googleapis/rpc/..."}
 	protobuf   = []string{"google.golang.org/protobuf/..."}
 	spiffe     = []string{"github.com/spiffe/go-spiffe/v2/..."}
+	kubernetes = []string{"k8s.io/api/...", "k8s.io/apimachinery/...", "k8s.io/client-go/...", "k8s.io/klog/v2", "k8s.io/utils/..."}
 	anything   = []string{"..."}
 )
 
@@ -54,6 +55,10 @@ var rules = []rule{
 			"sigs.k8s.io/mcs-api/pkg/apis/...", "sigs.k8s.io/gateway-api/apis/...", "sigs.k8s.io/yaml", "sigs.k8s.io/json", "go.yaml.in/yaml/..."),
 	},
 	{pkgs: []string{"discovery/source/file"}, ours: join(base, "discovery/config"), others: []string{"github.com/fsnotify/fsnotify"}},
+	{
+		pkgs: []string{"discovery/source/kube"}, ours: join(base, "discovery/config", "discovery/identity"),
+		others: join(kubernetes, append(metrics, "github.com/go-logr/logr")...),
+	},
 	{pkgs: []string{"discovery/source/workload"}, ours: join(base, "discovery/config")},
 	{
 		pkgs: []string{"discovery/status"}, ours: base,
@@ -114,7 +119,7 @@ var homes = []struct {
 	{"github.com/vishvananda/netlink", []string{"e2e/lab", "e2e/kubelab/...", "e2e/wan", "internal/capture", "cmd/isthmus-agent/..."}},
 	{"github.com/google/nftables/...", []string{"e2e/lab", "e2e/kubelab/...", "internal/capture"}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
-	{"github.com/fsnotify/fsnotify", []string{"cmd/isthmus-cni/...", "discovery/source/file"}},
+	{"github.com/fsnotify/fsnotify", []string{"discovery/source/file"}},
 	{"k8s.io/client-go/...", []string{"discovery/source/kube", "discovery/inject", "discovery/status", "cmd/...", "internal/kubetest", "e2e/..."}},
 }
 

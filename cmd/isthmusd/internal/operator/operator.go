@@ -45,7 +45,9 @@ type Config struct {
 	MintWorkload func(admin.WorkloadTokenRequest) (admin.TokenReply, error)
 	// Probe tries a TLS handshake with an endpoint through one of the addresses.
 	Probe func(ctx context.Context, addrs []string, serverName string) admin.Probe
-	Log   *slog.Logger
+	// Sources says how the API servers fare. Nil: none is read.
+	Sources func() []admin.Source
+	Log     *slog.Logger
 }
 
 // Server is the operator's way in.

@@ -70,6 +70,9 @@ func (s *Server) status(*http.Request) (admin.Status, error) {
 	for _, m := range s.cfg.Machines() {
 		out.Machines = append(out.Machines, admin.Machine{Name: m.Name, Namespace: m.Namespace, Address: strings.Join(m.Addresses, ","), Connected: m.Connected, Since: m.Since})
 	}
+	if s.cfg.Sources != nil {
+		out.Sources = s.cfg.Sources()
+	}
 	snap, _ := s.cfg.Snapshots.Latest()
 	if snap == nil {
 		return out, nil

@@ -1,0 +1,96 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// kind is one kind that is read.
+type kind struct {
+	name     string // as users write it
+	group    string
+	resource string
+	versions []string // that are understood, best first
+	typed    func() runtime.Object
+	// optional kinds may be missing: they are custom resources.
+	optional bool
+	// everywhere says that it is read in remote clusters, too.
+	everywhere bool
+	// root says that it is read in the root namespace only.
+	root bool
+	// labels and fields select on the server.
+	labels, fields string
+	// relabel says that an object is decoded anew when the labels of its namespace change.
+	relabel bool
+}
+
+func (k *kind) gvr(version string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: k.group, Version: version, Resource: k.resource}
+}
+
+// name.group as users type it, for example virtualservices.networking.istio.io.
+func (k *kind) fullName() string {
+	if k.group == "" {
+		return k.resource
+	}
+	return k.resource + "." + k.group
+}
+
+// The kinds that others than the table itself look at.
+const (
+	kindNamespace = "Namespace"
+	kindNode      = "Node"
+	kindPod       = "Pod"
+	kindService   = "Service"
+	kindSlice     = "EndpointSlice"
+	kindSecret    = "Secret"
+	kindConfigMap = "ConfigMap"
+)
+
+// RemoteSecretLabel marks the Secrets that hold the kubeconfigs of remote clusters, with value "true".
+const RemoteSecretLabel = "istio/multiCluster"
+
+// kinds lists what is read. EndpointSlices that the controller makes of Pods are not: readiness is taken from the Pod
+// itself, which is told earlier, in one small change, and carries labels and identity besides.
+func kinds() []*kind {
+	core := []*kind{
+		{name: kindNamespace, resource: "namespaces", typed: func() runtime.Object { return &corev1.Namespace{} }, everywhere: true},
+		{name: kindNode, resource: "nodes", typed: func() runtime.Object { return &corev1.Node{} }, everywhere: true},
+		{name: kindPod, resource: "pods", typed: func() runtime.Object { return &corev1.Pod{} }, everywhere: true},
+		{name: kindService, resource: "services", typed: func() runtime.Object { return &corev1.Service{} }, everywhere: true, relabel: true},
+		{
+			name: kindSlice, group: "discovery.k8s.io", resource: "endpointslices", typed: func() runtime.Object { return &discoveryv1.EndpointSlice{} }, everywhere: true,
+			labels: discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io",
+		},
+		{name: kindSecret, resource: "secrets", typed: func() runtime.Object { return &corev1.Secret{} }, root: true, labels: RemoteSecretLabel + "=true"},
+		{name: kindConfigMap, resource: "configmaps", typed: func() runtime.Object { return &corev1.ConfigMap{} }, root: true, fields: fields.OneTermEqualSelector("metadata.name", "istio").String()},
+	}
+	for _, k := range core {
+		k.versions = []string{"v1"}
+	}
+	for _, g := range []struct {
+		group    string
+		versions []string
+		kinds    [][2]string
+	}{
+		{"networking.istio.io", []string{"v1", "v1beta1", "v1alpha3"}, [][2]string{
+			{"VirtualService", "virtualservices"}, {"DestinationRule", "destinationrules"}, {"Gateway", "gateways"}, {"ServiceEntry", "serviceentries"},
+			{"WorkloadEntry", "workloadentries"}, {"WorkloadGroup", "workloadgroups"}, {"Sidecar", "sidecars"}, {"EnvoyFilter", "envoyfilters"}, {"ProxyConfig", "proxyconfigs"},
+		}},
+		{"security.istio.io", []string{"v1", "v1beta1"}, [][2]string{
+			{"PeerAuthentication", "peerauthentications"}, {"RequestAuthentication", "requestauthentications"}, {"AuthorizationPolicy", "authorizationpolicies"},
+		}},
+		{"telemetry.istio.io", []string{"v1", "v1alpha1"}, [][2]string{{"Telemetry", "telemetries"}}},
+		{"extensions.istio.io", []string{"v1alpha1"}, [][2]string{{"WasmPlugin", "wasmplugins"}}},
+		{"multicluster.x-k8s.io", []string{"v1beta1", "v1alpha1"}, [][2]string{{"ServiceExport", "serviceexports"}}},
+		{"gateway.networking.k8s.io", []string{"v1", "v1beta1"}, [][2]string{{"Gateway", "gateways"}}},
+	} {
+		for _, k := range g.kinds {
+			core = append(core, &kind{name: k[0], group: g.group, resource: k[1], versions: g.versions, optional: true, relabel: k[0] == "ServiceEntry"})
+		}
+	}
+	return core
+}
