@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -19,7 +20,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
-		diag.Print(os.Stderr, "isthmus", err)
+		if !errors.Is(err, errInvalid) { // what is wrong was printed
+			diag.Print(os.Stderr, "isthmus", err)
+		}
 		stop()
 		os.Exit(1)
 	}
@@ -60,6 +63,6 @@ Clusters and machines join the mesh with a token:
 	root.PersistentFlags().StringVar(&o.socket, "socket", socket, "unix socket of isthmusd (environment: ISTHMUS_SOCKET)")
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o))
+	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o))
 	return root
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
-	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/nodeid"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
@@ -211,7 +211,7 @@ func (d *daemon) connected(c xds.Client) func(clean bool) {
 	if fields["ISTHMUS_MACHINE"].GetStringValue() != "true" {
 		return nil
 	}
-	p, err := translate.ParseProxy(c.Node, c.Identity)
+	p, err := nodeid.Parse(c.Node, c.Identity)
 	if err != nil {
 		return nil
 	}

@@ -84,7 +84,7 @@ func Explain(snap *mesh.Snapshot, r Request) (*Way, error) {
 	for _, t := range route(snap, w, r, u) {
 		t.Labels = subset(snap, t.Service.Host, t.Subset)
 		for _, e := range t.Service.Endpoints {
-			if matches(t.Labels, e.Labels) && (e.Ports == nil || e.Ports[t.Port.Number] != 0) {
+			if topologies.Selects(t.Labels, e) && (e.Ports == nil || e.Ports[t.Port.Number] != 0) {
 				t.Hops = append(t.Hops, hop(snap, from, t, e))
 			}
 		}
@@ -315,10 +315,8 @@ func matches(want, have map[string]string) bool {
 }
 
 func hop(snap *mesh.Snapshot, from *mesh.Workload, t Target, e *mesh.Endpoint) Hop {
-	network := from.Network
-	if network == "" {
-		network = snap.Local.Network
-	}
+	at := topologies.Place(snap, &mesh.Proxy{Name: from.Name, Namespace: from.Namespace, Cluster: from.Cluster})
+	network := at.Network
 	h := Hop{Endpoint: e, Path: topologies.Reach(snap, network, e)}
 	if h.Path.Direct {
 		if addr, err := netip.ParseAddr(e.Address); err == nil {
@@ -327,6 +325,11 @@ func hop(snap *mesh.Snapshot, from *mesh.Workload, t Target, e *mesh.Endpoint) H
 		if e.TLS {
 			h.SNI = sni.Istio(t.Port.Number, t.Subset, t.Service.Host)
 		}
+		return h
+	}
+	if h.Path.Network != nil {
+		h.SNI = sni.Istio(t.Port.Number, t.Subset, t.Service.Host)
+		h.Chain = h.SNI
 		return h
 	}
 	pod := sni.Pod{Workload: e.Workload, Port: t.Port.Number, Cluster: e.Cluster, Service: t.Service.Name, Namespace: t.Service.Namespace}

@@ -5,6 +5,7 @@ package store
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -140,16 +141,7 @@ func (s *Store) Run(ctx context.Context) error {
 	for {
 		started := time.Now()
 		s.mu.Lock()
-		keys := make([]inputKey, 0, len(s.inputs))
-		for k := range s.inputs {
-			keys = append(keys, k)
-		}
-		slices.SortFunc(keys, compareKeys)
-		inputs := make([]mesh.Input, len(keys))
-		for i, k := range keys {
-			inputs[i] = s.inputs[k]
-		}
-		missing := s.missing()
+		inputs, missing := s.sorted(), s.missing()
 		s.mu.Unlock()
 		snap := b.build(inputs, missing)
 		s.metrics.builds.Inc()
@@ -170,6 +162,16 @@ func (s *Store) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// sorted returns the inputs in the order of their keys. The caller holds mu.
+func (s *Store) sorted() []mesh.Input {
+	keys := slices.SortedFunc(maps.Keys(s.inputs), compareKeys)
+	inputs := make([]mesh.Input, len(keys))
+	for i, k := range keys {
+		inputs[i] = s.inputs[k]
+	}
+	return inputs
 }
 
 // await blocks until every awaited source is synced or the deadline has passed.

@@ -1,7 +1,7 @@
 package translate
 
 import (
-	"math"
+	"cmp"
 	"slices"
 	"time"
 
@@ -14,6 +14,9 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/locality"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/remote"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/traffic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/topologies"
@@ -31,11 +34,14 @@ type upstream struct {
 	policy  *networking.TrafficPolicy
 	object  mesh.ObjectRef // the DestinationRule
 	facts   facts
+	rank    *locality.Ranking
+	inside  []mesh.NetworkID // networks whose gateways are behind an internal listener, sorted
 }
 
 // facts are what a service's endpoints have in common.
 type facts struct {
 	gateways bool     // some are behind gateways
+	networks bool     // some of these on networks of this control plane
 	someTLS  bool     // some take mesh TLS
 	allTLS   bool     // all do
 	ids      []string // who they may be, sorted
@@ -43,6 +49,11 @@ type facts struct {
 
 func (u upstream) name() string {
 	return clusterName("outbound", u.port.Number, u.subset, u.service.Host)
+}
+
+// serverName is what tells gateways and servers where a connection is to go.
+func (u upstream) serverName() string {
+	return cmp.Or(u.policy.GetTls().GetSni(), sni.Istio(u.port.Number, u.subset, u.service.Host))
 }
 
 // carriesMeshTLS reports whether the policy leaves mesh TLS on.
@@ -83,12 +94,21 @@ func (v *view) upstreams(s *mesh.Service) []upstream {
 		if p.Protocol == mesh.UDP {
 			continue
 		}
-		out = append(out, upstream{service: s, port: p, policy: r.policyFor(p.Number, nil), object: r.object, facts: f})
+		out = append(out, v.ranked(upstream{service: s, port: p, policy: r.policyFor(p.Number, nil), object: r.object, facts: f}))
 		for _, sub := range r.subsets {
-			out = append(out, upstream{s, p, sub.GetName(), sub.GetLabels(), r.policyFor(p.Number, sub), r.object, f})
+			out = append(out, v.ranked(upstream{service: s, port: p, subset: sub.GetName(), labels: sub.GetLabels(), policy: r.policyFor(p.Number, sub), object: r.object, facts: f}))
 		}
 	}
 	return out
+}
+
+// ranked adds what depends on the places of the endpoints.
+func (v *view) ranked(u upstream) upstream {
+	u.rank = locality.For(v.meshConfig().GetLocalityLbSetting(), u.policy.GetLoadBalancer().GetLocalityLbSetting(), u.policy.GetOutlierDetection() != nil, v.proxy)
+	if u.facts.networks && u.service.Resolution != mesh.DNS {
+		u.inside = v.insideOf(u)
+	}
+	return u
 }
 
 func (v *view) factsOf(s *mesh.Service, p mesh.Port) facts {
@@ -96,6 +116,7 @@ func (v *view) factsOf(s *mesh.Service, p mesh.Port) facts {
 	for _, e := range s.Endpoints {
 		path := topologies.Reach(v.snap, v.network, e)
 		f.gateways = f.gateways || !path.Direct && path.Reachable()
+		f.networks = f.networks || path.Network != nil
 		tls := v.takesTLS(e, p)
 		f.someTLS = f.someTLS || tls
 		f.allTLS = f.allTLS && tls
@@ -114,7 +135,8 @@ func (v *view) outboundClusters() Resources {
 		originalDst(passthroughCluster),
 		{Name: blackHoleCluster, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: wire.Duration(time.Second)},
 	}}
-	eitherHTTP(r.Clusters[0])
+	traffic.EitherHTTP(r.Clusters[0])
+	inside := map[mesh.NetworkID]bool{}
 	for _, s := range v.snap.Services {
 		for _, u := range v.upstreams(s) {
 			c, a := v.cluster(u)
@@ -122,9 +144,12 @@ func (v *view) outboundClusters() Resources {
 			if a != nil {
 				r.Endpoints = append(r.Endpoints, a)
 			}
+			for _, n := range u.inside {
+				inside[n] = true
+			}
 		}
 	}
-	clusters, listeners := v.remoteGateways()
+	clusters, listeners := v.remoteGateways(inside)
 	r.Clusters, r.Listeners = append(r.Clusters, clusters...), listeners
 	return r
 }
@@ -134,7 +159,7 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 	c := &clusterv3.Cluster{
 		Name:            u.name(),
 		ConnectTimeout:  wire.Duration(10 * time.Second),
-		CircuitBreakers: unlimited(),
+		CircuitBreakers: wire.Unlimited(),
 	}
 	if u.object.Name != "" {
 		c.Metadata = origin(u.object)
@@ -159,9 +184,12 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 		// No outlier detection of our own: Envoy books route timeouts like failed connections, so a slow path would set
 		// every pod aside. Probes of the gateways, retries and the control plane's word do it.
 	}
-	v.applyPolicy(c, u)
+	traffic.Apply(c, u.policy, u.rank.Distributes())
+	if u.policy.GetLoadBalancer().GetSimple() == networking.LoadBalancerSettings_PASSTHROUGH && !u.byAddress() {
+		v.problems.add(u.object, "spec.trafficPolicy.loadBalancer.simple", reasonUnsupported, "PASSTHROUGH is taken as ROUND_ROBIN")
+	}
 	v.secure(c, u)
-	httpOptions(c, u.port.Protocol, u.policy.GetConnectionPool().GetHttp())
+	traffic.HTTP(c, u.port.Protocol, u.policy.GetConnectionPool().GetHttp())
 	return c, assignment
 }
 
@@ -181,12 +209,9 @@ func (v *view) secure(c *clusterv3.Cluster, u upstream) {
 	if !always && (u.service.External || !u.facts.someTLS) {
 		return
 	}
-	ids, alpn, name := u.facts.ids, u.alpn(), sni.Istio(u.port.Number, u.subset, u.service.Host)
+	ids, alpn, name := u.facts.ids, u.alpn(), u.serverName()
 	if len(tls.GetSubjectAltNames()) > 0 {
 		ids = slices.Compact(slices.Sorted(slices.Values(tls.GetSubjectAltNames())))
-	}
-	if tls.GetSni() != "" {
-		name = tls.GetSni()
 	}
 	direct := outboundTLS(name, alpn, ids)
 	if u.byAddress() {
@@ -224,34 +249,32 @@ func originalDst(name string) *clusterv3.Cluster {
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST},
 		LbPolicy:             clusterv3.Cluster_CLUSTER_PROVIDED,
 		ConnectTimeout:       wire.Duration(10 * time.Second),
-		CircuitBreakers:      unlimited(),
+		CircuitBreakers:      wire.Unlimited(),
 	}
 }
 
-// unlimited lifts Envoy's default limits (1,024 connections), which would fail requests that no rule limits.
-func unlimited() *clusterv3.CircuitBreakers {
-	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-		MaxConnections: wire.U32(math.MaxUint32), MaxPendingRequests: wire.U32(math.MaxUint32),
-		MaxRequests: wire.U32(math.MaxUint32), MaxRetries: wire.U32(math.MaxUint32),
-	}}}
-}
-
-// remoteGateways returns, for each cluster that is reached through gateways and runs an endpoint of some service, the
-// internal listener that stands for its network and the cluster of its gateways.
-func (v *view) remoteGateways() (clusters []*clusterv3.Cluster, listeners []*listener) {
+// remoteGateways returns, for each peer that is reached through gateways and runs an endpoint of some service, and for
+// the networks, the internal listener that stands for it and the cluster of its gateways.
+func (v *view) remoteGateways(networks map[mesh.NetworkID]bool) (clusters []*clusterv3.Cluster, listeners []*listener) {
 	used := map[mesh.ClusterID]bool{}
 	for _, s := range v.snap.Services {
 		for _, e := range s.Endpoints {
 			if !used[e.Cluster] {
 				p := topologies.Reach(v.snap, v.network, e)
-				used[e.Cluster] = !p.Direct && p.Reachable()
+				used[e.Cluster] = !p.Direct && p.Network == nil && p.Reachable()
 			}
 		}
 	}
 	for _, c := range v.snap.Clusters {
 		if used[c.ID] {
-			clusters = append(clusters, gatewayCluster(c))
-			listeners = append(listeners, gatewayListener(c.ID))
+			clusters = append(clusters, remote.PeerCluster(c))
+			listeners = append(listeners, remote.Listener(remote.PeerName(c.ID)))
+		}
+	}
+	for _, n := range v.snap.Networks {
+		if networks[n.ID] {
+			clusters = append(clusters, remote.NetworkCluster(n))
+			listeners = append(listeners, remote.Listener(remote.NetworkName(n.ID)))
 		}
 	}
 	return clusters, listeners

@@ -2,7 +2,6 @@ package translate
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,64 +11,30 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/remote"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
+// externalNetwork is the network of endpoints that egress gateways alone are to call, by Istio's convention
+// (ISTIO_META_REQUESTED_NETWORK_VIEW=external).
+const externalNetwork mesh.NetworkID = "external"
+
 // located is an endpoint as this proxy reaches it.
 type located struct {
 	*mesh.Endpoint
-	lb  *endpointv3.LbEndpoint
-	key string // the address: unique in an assignment
-}
-
-// assignment lists the endpoints of u that are ready and reachable, one group for each locality, all of one priority.
-// Endpoints of a cluster that was not heard from stand back (degraded) while others are there; those of an expired one
-// are left out then. plain is for clients that know neither gateways nor degraded endpoints.
-func (v *view) assignment(u upstream, plain bool) *endpointv3.ClusterLoadAssignment {
-	found := v.locate(u, plain)
-	best := mesh.Expired
-	for _, e := range found {
-		best = min(best, e.Freshness)
-	}
-	worst := mesh.Late // the least fresh that is still used
-	if plain || best == mesh.Expired {
-		worst = best
-	}
-	groups := map[string]*endpointv3.LocalityLbEndpoints{}
-	a, total := &endpointv3.ClusterLoadAssignment{ClusterName: u.name()}, uint32(0)
-	for _, e := range found {
-		if e.Freshness > worst {
-			continue
-		}
-		if e.Freshness != mesh.Fresh && !plain {
-			e.lb.HealthStatus = corev3.HealthStatus_DEGRADED
-		}
-		g := groups[e.Locality]
-		if g == nil {
-			g = &endpointv3.LocalityLbEndpoints{Locality: locality(e.Locality), LoadBalancingWeight: wire.U32(0)}
-			groups[e.Locality] = g
-		}
-		total++
-		g.LoadBalancingWeight.Value += e.lb.LoadBalancingWeight.GetValue()
-		g.LbEndpoints = append(g.LbEndpoints, e.lb)
-	}
-	for _, name := range slices.Sorted(maps.Keys(groups)) {
-		a.Endpoints = append(a.Endpoints, groups[name])
-	}
-	if best == mesh.Fresh && worst == mesh.Late && !plain {
-		// One fresh endpoint suffices to leave the late ones alone; Envoy's own factor would share from 72 % downwards.
-		a.Policy = &endpointv3.ClusterLoadAssignment_Policy{OverprovisioningFactor: wire.U32(max(140, 100*total))}
-	}
-	return a
+	lb     *endpointv3.LbEndpoint // nil: behind gateways that are told the service
+	key    string                 // unique in an assignment
+	behind *mesh.Network
 }
 
 func (v *view) locate(u upstream, plain bool) []located {
 	var out []located
 	seen := map[string]bool{}
+	spare := 0 // endpoints for the egress gateway
 	for _, e := range v.dnsDefault(u) {
-		if !e.Ready || !selects(u.labels, e.Labels) || !serves(e, u.port) {
+		if !e.Ready || !topologies.Selects(u.labels, e) || !serves(e, u.port) || !v.views(e) {
 			continue
 		}
 		l, ok := v.locateOne(u, e, plain)
@@ -77,10 +42,27 @@ func (v *view) locate(u upstream, plain bool) []located {
 			continue
 		}
 		seen[l.key] = true
+		if v.isSpare(e) {
+			spare++
+		}
 		out = append(out, l)
+	}
+	if spare > 0 && spare < len(out) {
+		out = slices.DeleteFunc(out, func(l located) bool { return v.isSpare(l.Endpoint) })
 	}
 	slices.SortFunc(out, func(a, b located) int { return cmp.Compare(a.key, b.key) })
 	return out
+}
+
+// views reports whether the endpoint is on one of the networks that the proxy asked to see.
+func (v *view) views(e *mesh.Endpoint) bool {
+	return len(v.proxy.NetworkView) == 0 || slices.Contains(v.proxy.NetworkView, e.Network)
+}
+
+// isSpare reports whether the endpoint is meant for egress gateways, which ask to see its network. Others take it only
+// where there is nothing else.
+func (v *view) isSpare(e *mesh.Endpoint) bool {
+	return e.Network == externalNetwork && len(v.proxy.NetworkView) == 0 && v.snap.Network(externalNetwork) == nil
 }
 
 // serves reports whether the endpoint has the port: one cluster may have it and another not yet.
@@ -98,9 +80,10 @@ func (v *view) dnsDefault(u upstream) []*mesh.Endpoint {
 func (v *view) locateOne(u upstream, e *mesh.Endpoint, plain bool) (located, bool) {
 	path := topologies.Reach(v.snap, v.network, e)
 	port := endpointPort(e, u.port)
-	l := located{Endpoint: e, lb: hostEndpoint(nil)}
-	weight := cmp.Or(e.Weight, 1)
-	l.lb.LoadBalancingWeight = wire.U32(weight)
+	l := located{Endpoint: e, lb: remote.Endpoint(nil)}
+	if path.NoGateway && u.service.Object.Kind == "ServiceEntry" && e.Network != externalNetwork {
+		v.problems.add(u.service.Object, "spec.endpoints", reasonNoGateway, "network "+string(e.Network)+" has no gateway, its endpoints are called directly")
+	}
 	switch {
 	case path.Direct:
 		if _, err := netip.ParseAddr(e.Address); err != nil && u.service.Resolution != mesh.DNS {
@@ -115,14 +98,16 @@ func (v *view) locateOne(u upstream, e *mesh.Endpoint, plain bool) (located, boo
 		} else if e.Workload != "" && !plain {
 			l.lb.Metadata = endpointMetadata(e)
 		}
-	case path.Reachable() && !plain && u.carriesMeshTLS() && u.service.Resolution != mesh.DNS:
+	case path.Network != nil && !plain && u.carriesMeshTLS() && v.takesTLS(e, u.port):
+		l.lb, l.behind, l.key = nil, path.Network, string(e.Network)+"|"+string(e.Cluster)+"|"+e.Namespace+"|"+e.Workload+"|"+e.Address+"|"+wire.Itoa(port)
+	case path.Network == nil && path.Reachable() && !plain && u.carriesMeshTLS() && u.service.Resolution != mesh.DNS:
 		name, err := sni.Pod{Workload: e.Workload, Port: u.port.Number, Cluster: e.Cluster, Service: u.service.Name, Namespace: u.service.Namespace}.Name()
 		if err != nil {
 			v.problems.add(u.service.Object, "", reasonServerName, err.Error())
 			return l, false
 		}
 		l.key = name
-		l.lb.GetEndpoint().Address = wire.Internal(eastwestName(e.Cluster), name)
+		l.lb.GetEndpoint().Address = wire.Internal(remote.PeerName(e.Cluster), name)
 		l.lb.GetEndpoint().Hostname = name
 		l.lb.Metadata = endpointMetadata(e, "tlsMode", "istio", "via", "gateway")
 	default:
@@ -133,17 +118,39 @@ func (v *view) locateOne(u upstream, e *mesh.Endpoint, plain bool) (located, boo
 
 // endpointMetadata chooses the transport socket, and names the instance for access logs and for the administrator.
 func endpointMetadata(e *mesh.Endpoint, match ...string) *corev3.Metadata {
-	m := &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
-		"isthmus": wire.Strings("cluster", string(e.Cluster), "workload", e.Namespace+"/"+e.Workload),
-	}}
+	return metadata([]string{"cluster", string(e.Cluster), "workload", e.Namespace + "/" + e.Workload}, match)
+}
+
+func metadata(own, match []string) *corev3.Metadata {
+	m := &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"isthmus": wire.Strings(own...)}}
 	if len(match) > 0 {
 		m.FilterMetadata["envoy.transport_socket_match"] = wire.Strings(match...)
 	}
 	return m
 }
 
-// locality reads region/zone/subzone.
-func locality(s string) *corev3.Locality {
-	parts := append(strings.SplitN(s, "/", 3), "", "")
-	return &corev3.Locality{Region: parts[0], Zone: parts[1], SubZone: parts[2]}
+// envoyLocality reads region/zone/subzone.
+func envoyLocality(s string) *corev3.Locality {
+	region, zone, subzone := topologies.SplitLocality(s)
+	return &corev3.Locality{Region: region, Zone: zone, SubZone: subzone}
+}
+
+// vips are the addresses by which the proxy's workload calls s: those of its own cluster. An address of another cluster
+// is left out where it is another service's here.
+func (v *view) vips(s *mesh.Service) []netip.Addr {
+	if own, ok := s.ClusterVIPs[v.proxy.Cluster]; ok {
+		return own
+	}
+	if v.proxy.Cluster == v.snap.Local.ID {
+		return s.VIPs
+	}
+	if v.taken == nil {
+		v.taken = map[netip.Addr]bool{}
+		for _, o := range v.snap.Services {
+			for _, a := range o.ClusterVIPs[v.proxy.Cluster] {
+				v.taken[a] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(s.VIPs), func(a netip.Addr) bool { return v.taken[a] })
 }

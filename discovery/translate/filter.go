@@ -16,6 +16,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
+type listener = listenerv3.Listener
+
 const (
 	inboundDirection  = corev3.TrafficDirection_INBOUND
 	outboundDirection = corev3.TrafficDirection_OUTBOUND

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1"
 	security "istio.io/api/security/v1"
 	typev1beta1 "istio.io/api/type/v1beta1"
@@ -157,6 +158,16 @@ func destinationRules() []*mesh.DestinationRule {
 			},
 		}},
 	}
+}
+
+// destinationRulesFor turns outlier detection on for the host, and sends what fails in eu to the region.
+func destinationRulesFor(host, to string) []*mesh.DestinationRule {
+	return []*mesh.DestinationRule{{Object: mesh.ObjectRef{Kind: "DestinationRule", Namespace: "sample", Name: "failover"}, Spec: &networking.DestinationRule{
+		Host: host, TrafficPolicy: &networking.TrafficPolicy{
+			OutlierDetection: &networking.OutlierDetection{Consecutive_5XxErrors: wrapperspb.UInt32(1), Interval: durationpb.New(100 * time.Millisecond), BaseEjectionTime: durationpb.New(time.Minute), MaxEjectionPercent: 100},
+			LoadBalancer:     &networking.LoadBalancerSettings{LocalityLbSetting: &networking.LocalityLoadBalancerSetting{Failover: []*networking.LocalityLoadBalancerSetting_Failover{{From: "eu", To: to}}}},
+		},
+	}}}
 }
 
 func ref(kind, name string) mesh.ObjectRef {

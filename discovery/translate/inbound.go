@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/traffic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
@@ -69,7 +70,7 @@ func (v *view) localPorts() []localPort {
 }
 
 func (v *view) isSelf(e *mesh.Endpoint) bool {
-	return e.Workload == v.proxy.Name && e.Namespace == v.proxy.Namespace && e.Cluster == v.snap.Local.ID
+	return e.Workload == v.proxy.Name && e.Namespace == v.proxy.Namespace && e.Cluster == v.proxy.Cluster
 }
 
 func endpointPort(e *mesh.Endpoint, p mesh.Port) uint32 {
@@ -92,7 +93,7 @@ func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
 		}
 		served[p.number] = true
 		c := originalDst(clusterName("inbound", p.number, "", ""))
-		httpOptions(c, p.protocol, nil)
+		traffic.HTTP(c, p.protocol, nil)
 		clusters = append(clusters, c)
 		chains = append(chains, inboundChains(p, c.GetName(), auth.At(p.number))...)
 	}

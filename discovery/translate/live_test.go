@@ -205,6 +205,14 @@ type workload struct {
 	net.Listener
 	mu    sync.Mutex
 	conns map[net.Conn]bool
+	calls int
+}
+
+// answered returns how many requests were answered.
+func (w *workload) answered() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls
 }
 
 func startWorkload(t *testing.T, ca *authority, id string, clients *authority, clientID string) *workload {
@@ -223,6 +231,9 @@ func startWorkload(t *testing.T, ca *authority, id string, clients *authority, c
 				http.Error(rw, "client is "+got, http.StatusForbidden)
 				return
 			}
+			w.mu.Lock()
+			w.calls++
+			w.mu.Unlock()
 			fmt.Fprintf(rw, "%s %s", r.TLS.ServerName, r.TLS.NegotiatedProtocol)
 		}),
 		ConnState: func(c net.Conn, state http.ConnState) {

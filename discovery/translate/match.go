@@ -50,7 +50,7 @@ func (v *view) domains(s *mesh.Service, port uint32) []string {
 			names = append(names, s.Name)
 		}
 	}
-	for _, a := range s.VIPs {
+	for _, a := range v.vips(s) {
 		names = append(names, wire.HostAddress(a))
 	}
 	return withPort(names, port)

@@ -183,7 +183,7 @@ func inspectTLS(l *listener) *listener {
 // listenAddresses are the addresses that DNS answers for s: its own, or those of endpoints reached directly.
 func (v *view) listenAddresses(s *mesh.Service) []netip.Addr {
 	if !s.Headless {
-		return s.VIPs
+		return v.vips(s)
 	}
 	var out []netip.Addr
 	for _, e := range s.Endpoints {

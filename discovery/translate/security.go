@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 const (
@@ -180,7 +181,7 @@ func rawSocket() *corev3.TransportSocket {
 // takesTLS reports whether mesh TLS is spoken to the endpoint's port: it has a proxy, and no PeerAuthentication turned
 // mutual TLS off there. What other clusters have turned off is not known here.
 func (v *view) takesTLS(e *mesh.Endpoint, p mesh.Port) bool {
-	if !e.TLS || !v.mtlsOff || e.Identity == "" || e.Cluster != v.snap.Local.ID {
+	if !e.TLS || !v.mtlsOff || e.Identity == "" || topologies.IsPeer(v.snap, v.snap.Cluster(e.Cluster)) {
 		return e.TLS
 	}
 	return peerauth.For(v.snap.PeerAuthentications, e.Namespace, e.Labels).At(endpointPort(e, p)) != peerauth.Disable

@@ -5,6 +5,7 @@ package translate
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -12,9 +13,11 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 // Resources are what one proxy is served. Each list is sorted by resource name, and names are unique in it.
@@ -78,18 +81,28 @@ type view struct {
 	network  mesh.NetworkID
 	ipv6     bool
 	routing  *routing
-	mtlsOff  bool // some PeerAuthentication turns mutual TLS off
+	taken    map[netip.Addr]bool // cluster addresses of the proxy's own cluster, once asked for
+	mtlsOff  bool                // some PeerAuthentication turns mutual TLS off
 	problems *problems
 }
 
 func newView(snap *mesh.Snapshot, p *mesh.Proxy) *view {
-	v := &view{snap: snap, proxy: p, network: cmp.Or(p.Network, snap.Local.Network), problems: &problems{}}
+	p = topologies.Place(snap, p)
+	v := &view{snap: snap, proxy: p, network: p.Network, problems: &problems{}}
 	for _, a := range p.Addresses {
 		v.ipv6 = v.ipv6 || a.Is6() && !a.Is4In6()
 	}
 	v.mtlsOff = peerauth.TurnsOff(snap.PeerAuthentications)
 	v.routing = newRouting(snap, p, v.problems)
 	return v
+}
+
+// meshConfig is nil where Istio's defaults hold.
+func (v *view) meshConfig() *meshconfig.MeshConfig {
+	if v.snap.MeshConfig == nil {
+		return nil
+	}
+	return v.snap.MeshConfig.Spec
 }
 
 // problems collects what was left out; the same problem met twice counts once.
@@ -115,6 +128,7 @@ const (
 	reasonInvalid       = "InvalidValue"
 	reasonNoAddress     = "NoAddress"
 	reasonServerName    = "InvalidServerName"
+	reasonNoGateway     = "NoGateway"
 )
 
 var remedies = map[string]string{
@@ -124,6 +138,7 @@ var remedies = map[string]string{
 	reasonHostConflict:  "merge the objects into one, only the first by namespace and name is used",
 	reasonPortConflict:  "give one of the services another port or an address of its own",
 	reasonNoAddress:     "add addresses to the ServiceEntry",
+	reasonNoGateway:     "name a gateway of the network in meshNetworks, or leave the network out",
 	reasonServerName:    "use names that are DNS labels and shorter, the endpoint is not reachable through gateways",
 }
 

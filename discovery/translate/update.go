@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 
@@ -14,7 +16,7 @@ import (
 func Changed(old, snap *mesh.Snapshot) (pairs [][2]*mesh.Service, ok bool) {
 	if old == nil || len(old.Services) != len(snap.Services) || old.Local != snap.Local || !slices.Equal(old.Clusters, snap.Clusters) ||
 		!slices.Equal(old.VirtualServices, snap.VirtualServices) || !slices.Equal(old.DestinationRules, snap.DestinationRules) ||
-		!slices.Equal(old.Gateways, snap.Gateways) || !slices.Equal(old.PeerAuthentications, snap.PeerAuthentications) {
+		!slices.Equal(old.Networks, snap.Networks) || old.MeshConfig != snap.MeshConfig || !slices.Equal(old.Gateways, snap.Gateways) || !slices.Equal(old.PeerAuthentications, snap.PeerAuthentications) {
 		return nil, false
 	}
 	for i, s := range snap.Services {
@@ -45,7 +47,11 @@ func Endpoints(old, snap *mesh.Snapshot, p *mesh.Proxy, pairs [][2]*mesh.Service
 		if !slices.Equal(clustersOf(was), clustersOf(s)) || slices.ContainsFunc(s.Ports, func(p mesh.Port) bool { return !before.factsOf(was, p).equal(v.factsOf(s, p)) }) {
 			return nil, false
 		}
-		for _, u := range v.upstreams(s) {
+		then := before.upstreams(was)
+		for i, u := range v.upstreams(s) {
+			if !slices.Equal(then[i].inside, u.inside) {
+				return nil, false
+			}
 			if p.Type == mesh.Proxyless && !u.port.Protocol.IsHTTP() {
 				continue
 			}
@@ -66,7 +72,8 @@ func (f facts) equal(o facts) bool {
 func sameShape(a, b *mesh.Service) bool {
 	return a.Resolution == mesh.Static && b.Resolution == mesh.Static && !a.Headless && !b.Headless &&
 		a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.External == b.External && a.Global == b.Global &&
-		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs)
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) &&
+		maps.EqualFunc(a.ClusterVIPs, b.ClusterVIPs, slices.Equal[[]netip.Addr])
 }
 
 // clustersOf lists the clusters of a service's endpoints in the order in which they first occur: endpoints are sorted by cluster.

@@ -2,10 +2,12 @@
 package wire
 
 import (
+	"math"
 	"net/netip"
 	"strconv"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -116,4 +118,12 @@ func Percent(p float64) *typev3.FractionalPercent {
 	return &typev3.FractionalPercent{
 		Numerator: uint32(min(max(p, 0), 100) * 10000), Denominator: typev3.FractionalPercent_MILLION,
 	}
+}
+
+// Unlimited lifts Envoy's default limits (1,024 connections), which would fail requests that no rule limits.
+func Unlimited() *clusterv3.CircuitBreakers {
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections: U32(math.MaxUint32), MaxPendingRequests: U32(math.MaxUint32),
+		MaxRequests: U32(math.MaxUint32), MaxRetries: U32(math.MaxUint32),
+	}}}
 }

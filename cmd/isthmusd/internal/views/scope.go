@@ -103,7 +103,7 @@ func (vs *Views) overlayOf(v *view, c change) *overlay {
 	if v.proxy == nil || v.proxy.Type != mesh.Sidecar {
 		return nil
 	}
-	services := vs.owned[workload{v.proxy.Namespace, v.proxy.Name}]
+	services := vs.owned[workloadOf(v.proxy)]
 	if len(services) == 0 {
 		return nil
 	}

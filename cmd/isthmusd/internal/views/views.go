@@ -17,7 +17,9 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/nodeid"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 // Views translates for the proxies that are there. Each client has a view; views of proxies that are served the same
@@ -38,11 +40,17 @@ type Views struct {
 	made    uint64 // sets made, to name them
 }
 
-type workload struct{ namespace, name string }
+type workload struct {
+	cluster         mesh.ClusterID
+	namespace, name string
+}
+
+func workloadOf(p *mesh.Proxy) workload { return workload{p.Cluster, p.Namespace, p.Name} }
 
 // view implements xds.Feed.
 type view struct {
-	proxy *mesh.Proxy // nil: a DNS server
+	node  *mesh.Proxy // as it describes itself; nil: a DNS server
+	proxy *mesh.Proxy // node, placed by the newest snapshot
 	users int
 	seen  uint64   // scope.id that was published
 	base  xds.Set  // the scope's set that was published
@@ -74,6 +82,17 @@ func (v *view) follow(s *scope, own *overlay) {
 	v.changed = make(chan struct{})
 }
 
+// place finds out where the proxy is. It keeps the value that says the same.
+func (v *view) place(snap *mesh.Snapshot) {
+	if v.node == nil {
+		return
+	}
+	p := topologies.Place(snap, v.node)
+	if p.Cluster != v.proxy.Cluster || p.Network != v.proxy.Network || p.Locality != v.proxy.Locality {
+		v.proxy, v.own = p, nil
+	}
+}
+
 // New makes an empty set of views.
 func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) *Views {
 	return &Views{
@@ -102,9 +121,9 @@ func (vs *Views) Run(ctx context.Context) error {
 	}
 }
 
-// Feed returns the view of the node and what to call when its stream has ended.
-func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), error) {
-	proxy, err := proxyOf(node, identity)
+// Feed returns the view of node n and what to call when its stream has ended.
+func (vs *Views) Feed(n *corev3.Node, identity string) (xds.Feed, func(), error) {
+	proxy, err := proxyOf(n, identity)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -116,12 +135,13 @@ func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), err
 	}
 	v := vs.views[key]
 	if v == nil {
-		v = &view{proxy: proxy, changed: make(chan struct{})}
+		v = &view{node: proxy, proxy: proxy, changed: make(chan struct{})}
 		vs.views[key] = v
 		if snap, _ := vs.snapshots.Latest(); snap != nil {
 			vs.renew(snap)
+			v.place(vs.of)
 			vs.own(map[string]*view{key: v}) // the others know theirs
-			v.follow(vs.scopeOf(proxy), vs.overlayOf(v, change{to: vs.of}))
+			v.follow(vs.scopeOf(v.proxy), vs.overlayOf(v, change{to: vs.of}))
 		}
 	}
 	v.users++
@@ -135,25 +155,22 @@ func (vs *Views) Feed(node *corev3.Node, identity string) (xds.Feed, func(), err
 }
 
 // proxyOf reads the node; a DNS server is nil.
-func proxyOf(node *corev3.Node, identity string) (*mesh.Proxy, error) {
-	if node.GetMetadata().GetFields()["GENERATOR"].GetStringValue() == "dns" {
+func proxyOf(n *corev3.Node, identity string) (*mesh.Proxy, error) {
+	if n.GetMetadata().GetFields()["GENERATOR"].GetStringValue() == "dns" {
 		return nil, nil
 	}
-	return translate.ParseProxy(node, identity)
+	return nodeid.Parse(n, identity)
 }
 
 // scopeKey names what p is served: by what it is, and by name where that matters.
 func scopeKey(p *mesh.Proxy, name string) string {
 	ipv6 := slices.ContainsFunc(p.Addresses, netip.Addr.Is6)
-	if p.EastWest {
-		return fmt.Sprintf("eastwest/%v", ipv6)
-	}
 	var labels []string
 	for k, v := range p.Labels {
 		labels = append(labels, k+"="+v)
 	}
 	slices.Sort(labels)
-	return fmt.Sprintf("%s/%s/%s/%s/%s/%v/%s", p.Type, p.Namespace, name, p.Network, p.Domain, ipv6, strings.Join(labels, ","))
+	return fmt.Sprintf("%s/%s/%s/%s/%s/%s/%v/%s/%v/%s", p.Type, p.Namespace, name, p.Cluster, p.Network, p.Locality, p.NetworkView, p.Domain, ipv6, strings.Join(labels, ","))
 }
 
 // renew brings every view in line with snap, unless it is there already. The caller holds mu.
@@ -164,6 +181,9 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 	c := change{from: vs.of, to: snap}
 	c.pairs, c.endpointsOnly = translate.Changed(vs.of, snap)
 	vs.of = snap
+	for _, v := range vs.views {
+		v.place(snap)
+	}
 	vs.owned = map[workload][]*mesh.Service{}
 	vs.own(vs.views)
 	vs.host(c)
@@ -210,7 +230,7 @@ func (vs *Views) own(views map[string]*view) {
 	found := map[workload][]*mesh.Service{}
 	for _, v := range views {
 		if v.proxy != nil && v.proxy.Type == mesh.Sidecar {
-			found[workload{v.proxy.Namespace, v.proxy.Name}] = nil
+			found[workloadOf(v.proxy)] = nil
 		}
 	}
 	if len(found) == 0 {
@@ -218,10 +238,7 @@ func (vs *Views) own(views map[string]*view) {
 	}
 	for _, s := range vs.of.Services {
 		for _, e := range s.Endpoints {
-			if e.Cluster != vs.of.Local.ID {
-				continue
-			}
-			w := workload{e.Namespace, e.Workload}
+			w := workload{e.Cluster, e.Namespace, e.Workload}
 			if have, wanted := found[w]; wanted && (len(have) == 0 || have[len(have)-1] != s) {
 				found[w] = append(have, s)
 			}

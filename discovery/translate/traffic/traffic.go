@@ -1,6 +1,7 @@
 //lint:file-ignore SA1019 users still write the fields that Istio has deprecated
 
-package translate
+// Package traffic writes what a DestinationRule says of load balancing, connections and outliers into clusters. It is pure.
+package traffic
 
 import (
 	"cmp"
@@ -9,6 +10,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	networking "istio.io/api/networking/v1"
 
@@ -18,10 +20,10 @@ import (
 
 const httpOptionsKey = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
-// applyPolicy sets what a DestinationRule says of load balancing, connections and outliers.
-func (v *view) applyPolicy(c *clusterv3.Cluster, u upstream) {
-	v.balance(c, u)
-	if tcp := u.policy.GetConnectionPool().GetTcp(); tcp != nil {
+// Apply sets what the policy says. distribute: localities have fixed shares.
+func Apply(c *clusterv3.Cluster, policy *networking.TrafficPolicy, distribute bool) {
+	balance(c, policy.GetLoadBalancer())
+	if tcp := policy.GetConnectionPool().GetTcp(); tcp != nil {
 		limits := c.GetCircuitBreakers().GetThresholds()[0]
 		if n := tcp.GetMaxConnections(); n > 0 {
 			limits.MaxConnections = wire.U32(uint32(n))
@@ -43,7 +45,7 @@ func (v *view) applyPolicy(c *clusterv3.Cluster, u upstream) {
 			c.UpstreamConnectionOptions = &clusterv3.UpstreamConnectionOptions{TcpKeepalive: alive}
 		}
 	}
-	if h := u.policy.GetConnectionPool().GetHttp(); h != nil {
+	if h := policy.GetConnectionPool().GetHttp(); h != nil {
 		limits := c.GetCircuitBreakers().GetThresholds()[0]
 		if n := h.GetHttp1MaxPendingRequests(); n > 0 {
 			limits.MaxPendingRequests = wire.U32(uint32(n))
@@ -55,17 +57,25 @@ func (v *view) applyPolicy(c *clusterv3.Cluster, u upstream) {
 			limits.MaxRetries = wire.U32(uint32(n))
 		}
 	}
-	if o := u.policy.GetOutlierDetection(); o != nil {
+	if o := policy.GetOutlierDetection(); o != nil {
 		c.OutlierDetection = outliers(o)
-		c.CommonLbConfig = noPanic(float64(o.GetMinHealthPercent()))
+		c.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: float64(o.GetMinHealthPercent())}}
+	}
+	if distribute && c.GetLbPolicy() != clusterv3.Cluster_CLUSTER_PROVIDED {
+		if c.CommonLbConfig == nil {
+			c.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{}
+		}
+		c.CommonLbConfig.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
+			LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
+		}
 	}
 }
 
-func (v *view) balance(c *clusterv3.Cluster, u upstream) {
+// balance takes PASSTHROUGH as ROUND_ROBIN where the cluster has endpoints.
+func balance(c *clusterv3.Cluster, lb *networking.LoadBalancerSettings) {
 	if c.GetLbPolicy() == clusterv3.Cluster_CLUSTER_PROVIDED {
 		return
 	}
-	lb := u.policy.GetLoadBalancer()
 	if h := lb.GetConsistentHash(); h != nil {
 		if m := h.GetMaglev(); m != nil {
 			c.LbPolicy = clusterv3.Cluster_MAGLEV
@@ -84,8 +94,6 @@ func (v *view) balance(c *clusterv3.Cluster, u upstream) {
 		c.LbPolicy = clusterv3.Cluster_LEAST_REQUEST
 	case networking.LoadBalancerSettings_RANDOM:
 		c.LbPolicy = clusterv3.Cluster_RANDOM
-	case networking.LoadBalancerSettings_PASSTHROUGH:
-		v.problems.add(u.object, "spec.trafficPolicy.loadBalancer.simple", reasonUnsupported, "PASSTHROUGH is taken as ROUND_ROBIN")
 	}
 }
 
@@ -132,8 +140,8 @@ func enforced(on bool) uint32 {
 	return 0
 }
 
-// httpOptions says which HTTP the upstream speaks: HTTP/2 by the port's protocol or on request, else HTTP/1.1.
-func httpOptions(c *clusterv3.Cluster, p mesh.Protocol, h *networking.ConnectionPoolSettings_HTTPSettings) {
+// HTTP says which HTTP the upstream speaks: HTTP/2 by the port's protocol or on request, else HTTP/1.1.
+func HTTP(c *clusterv3.Cluster, p mesh.Protocol, h *networking.ConnectionPoolSettings_HTTPSettings) {
 	if !p.IsHTTP() {
 		return
 	}
@@ -176,8 +184,8 @@ func explicit(e *upstreamv3.HttpProtocolOptions_ExplicitHttpConfig) *upstreamv3.
 	return &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: e}
 }
 
-// eitherHTTP makes the upstream speak what the client speaks.
-func eitherHTTP(c *clusterv3.Cluster) {
+// EitherHTTP makes the upstream speak what the client speaks.
+func EitherHTTP(c *clusterv3.Cluster) {
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptionsKey: wire.Pack(&upstreamv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &upstreamv3.HttpProtocolOptions_UseDownstreamHttpConfig{

@@ -1,4 +1,5 @@
-package translate
+// Package nodeid reads what a client of the control plane says of itself. It is pure.
+package nodeid
 
 import (
 	"fmt"
@@ -13,12 +14,15 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// maxInstanceIPs bounds what one node may claim in INSTANCE_IPS.
-const maxInstanceIPs = 64
+// What one node may claim in INSTANCE_IPS and REQUESTED_NETWORK_VIEW.
+const (
+	maxInstanceIPs = 64
+	maxNetworks    = 64
+)
 
-// ParseProxy reads an Istio node id (TYPE~IP~NAME.NAMESPACE~DOMAIN) and Istio's node metadata. identity is the SPIFFE
+// Parse reads an Istio node id (TYPE~IP~NAME.NAMESPACE~DOMAIN) and Istio's node metadata. identity is the SPIFFE
 // id that the client proved, empty on the plaintext port; a node of another namespace than the identity's is refused.
-func ParseProxy(node *corev3.Node, identity string) (*mesh.Proxy, error) {
+func Parse(node *corev3.Node, identity string) (*mesh.Proxy, error) {
 	id := node.GetId()
 	parts := strings.Split(id, "~")
 	if len(parts) != 4 {
@@ -31,7 +35,8 @@ func ParseProxy(node *corev3.Node, identity string) (*mesh.Proxy, error) {
 	meta := node.GetMetadata().GetFields()
 	p := &mesh.Proxy{
 		ID: id, Name: parts[2][:dot], Namespace: parts[2][dot+1:], Domain: parts[3],
-		Network: mesh.NetworkID(meta["NETWORK"].GetStringValue()), Labels: stringMap(meta["LABELS"]), Identity: identity,
+		Network: mesh.NetworkID(meta["NETWORK"].GetStringValue()), Cluster: mesh.ClusterID(meta["CLUSTER_ID"].GetStringValue()),
+		Locality: localityOf(node.GetLocality()), NetworkView: networkView(meta["REQUESTED_NETWORK_VIEW"]), Labels: stringMap(meta["LABELS"]), Identity: identity,
 	}
 	if ns := meta["NAMESPACE"].GetStringValue(); ns != "" && ns != p.Namespace {
 		return nil, fmt.Errorf("node id %q: metadata NAMESPACE is %q", id, ns)
@@ -74,6 +79,26 @@ func nodeAddresses(first, rest string) ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
+}
+
+// localityOf writes region/zone/subzone, without what is missing at the end.
+func localityOf(l *corev3.Locality) string {
+	return strings.TrimRight(l.GetRegion()+"/"+l.GetZone()+"/"+l.GetSubZone(), "/")
+}
+
+// networkView reads a list, or names with commas between them.
+func networkView(v *structpb.Value) (out []mesh.NetworkID) {
+	names := strings.Split(v.GetStringValue(), ",")
+	for _, x := range v.GetListValue().GetValues() {
+		names = append(names, x.GetStringValue())
+	}
+	for _, n := range names {
+		if n = strings.TrimSpace(n); n != "" && len(out) < maxNetworks {
+			out = append(out, mesh.NetworkID(n))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func stringMap(v *structpb.Value) map[string]string {
