@@ -7,8 +7,8 @@ ENVOY_VERSION := 1.40.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BIN         := build/bin
-PROGRAMS    := isthmusd isthmus isthmus-agent coredns
-TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/lab/cmd/lab e2e/demo
+PROGRAMS    := isthmusd isthmus isthmus-agent isthmus-cni coredns
+TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/apps/samples e2e/lab/cmd/lab e2e/demo
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD_FLAGS := -trimpath -buildvcs=false
 LINK_FLAGS  := -s -w -X github.com/isthmus-mesh/isthmus/internal/version.Version=$(VERSION)
@@ -29,10 +29,11 @@ build: tools ## build every program into build/bin
 	@set -e; for p in $(PROGRAMS); do hack/build.sh $(BIN) ./cmd/$$p $(BUILD_FLAGS) -ldflags '$(LINK_FLAGS)'; done
 	@set -e; for p in $(TEST_PROGRAMS); do hack/build.sh $(BIN) ./$$p $(BUILD_FLAGS) -ldflags '-s -w'; done
 
-KUBE := $(BIN)/kube
-kube: tools $(KUBE) ## build Kubernetes for the lab into build/bin, once: ten minutes of two cores when nothing is cached
-$(KUBE): $(wildcard e2e/kube/*.go) e2e/kube/go.mod e2e/kube/go.sum
-	@hack/build.sh $(BIN) ./e2e/kube $(BUILD_FLAGS) -ldflags '-s -w'
+KUBE_PROGRAM := $(BIN)/kube
+kube: tools $(KUBE_PROGRAM) ## build Kubernetes for the lab into build/bin, once: ten minutes of two cores when nothing is cached
+$(KUBE_PROGRAM): $(wildcard e2e/kube/*.go) e2e/kube/go.mod e2e/kube/go.sum
+	@version=$$(awk '$$1 == "k8s.io/kubernetes" { print $$2 }' e2e/kube/go.mod); \
+	hack/build.sh $(BIN) ./e2e/kube $(BUILD_FLAGS) -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version"
 	@touch $@ && ln -sf kube $(BIN)/kubectl
 
 envoy: ## fetch Envoy into build/envoy, unless ENVOY names another

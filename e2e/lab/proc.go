@@ -28,6 +28,7 @@ type Proc struct {
 	Env  []string // NAME=VALUE, as given to Start
 	Log  string   // file with its standard output and error, appended to over restarts
 
+	spec Spec
 	run  string
 	pid  int
 	done chan struct{}
@@ -168,17 +169,25 @@ func (l *Lab) Start(node, name string, argv, env []string) (*Proc, error) {
 }
 
 func (l *Lab) start(n *Node, name string, argv, env []string) (*Proc, error) {
-	where := "host"
+	return l.launch(Spec{Node: n, Name: name, Argv: argv, Env: env})
+}
+
+func (l *Lab) launch(s Spec) (*Proc, error) {
+	n, name, where := s.Node, s.Name, "host"
 	if n != nil {
 		where = n.Name
 	}
 	fail := func(err error) (*Proc, error) { return nil, fmt.Errorf("start %s in %s: %w", name, where, err) }
-	cmd, spec, err := l.command(n, argv, env)
+	cmd, spec, err := l.command(n, s.Argv, s.Env)
 	if err != nil {
 		return fail(err)
 	}
-	p := &Proc{Name: name, Node: n, Argv: spec.Argv, Env: env, run: l.Run, done: make(chan struct{}),
-		Log: filepath.Join(l.logDir, strings.ReplaceAll(where, "/", "-")+"-"+name+".log")}
+	spec.Dir, spec.Mounts = s.Dir, append(spec.Mounts[:len(spec.Mounts):len(spec.Mounts)], s.Mounts...)
+	if s.Log == "" {
+		s.Log = filepath.Join(l.logDir, strings.ReplaceAll(where, "/", "-")+"-"+name+".log")
+	}
+	s.Argv = spec.Argv
+	p := &Proc{Name: name, Node: n, Argv: spec.Argv, Env: s.Env, Log: s.Log, spec: s, run: l.Run, done: make(chan struct{})}
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fail(err)
@@ -235,7 +244,7 @@ func (l *Lab) Restart(p *Proc) (*Proc, error) {
 	if p.Alive() {
 		return nil, fmt.Errorf("restart %s: it still runs as %d", p.Name, p.pid)
 	}
-	return l.start(p.Node, p.Name, p.Argv, p.Env)
+	return l.launch(p.spec)
 }
 
 // Exec runs a program in a node ("" is the lab's own namespaces) to its end and returns what it printed and its exit

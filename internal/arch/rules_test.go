@@ -119,7 +119,7 @@ var homes = []struct {
 	{"github.com/vishvananda/netlink", []string{"e2e/lab", "e2e/kubelab/...", "e2e/wan", "internal/capture", "cmd/isthmus-agent/..."}},
 	{"github.com/google/nftables/...", []string{"e2e/lab", "e2e/kubelab/...", "internal/capture"}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
-	{"github.com/fsnotify/fsnotify", []string{"discovery/source/file"}},
+	{"github.com/fsnotify/fsnotify", []string{"cmd/isthmus-cni/...", "discovery/source/file"}},
 	{"k8s.io/client-go/...", []string{"discovery/source/kube", "discovery/inject", "discovery/status", "cmd/...", "internal/kubetest", "e2e/..."}},
 }
 

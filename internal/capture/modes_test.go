@@ -163,3 +163,27 @@ func TestTransparent(t *testing.T) {
 	}
 	w.check(t, []dial{{"after Clean", w.peer, "10.0.0.1:22", "app"}})
 }
+
+// TestValidate: with the rules the check passes, without them it fails and says what to do.
+func TestValidate(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWorld(t)
+	l, err := netlink.LinkByName("a")
+	must(t, err)
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP("10.0.0.2")}))
+	validate := func() (err error) {
+		done := make(chan error)
+		go func() { // its own goroutines are in another namespace than this locked thread's: stay in one
+			done <- Validate(context.Background())
+		}()
+		return <-done
+	}
+	_ = w
+	if err := validate(); !errors.Is(err, ErrNotCaptured) {
+		t.Errorf("without rules: %v", err)
+	}
+	apply(t, Config{UIDs: []uint32{1337}})
+	must(t, validate())
+}

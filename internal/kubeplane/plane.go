@@ -20,9 +20,11 @@ type Config struct {
 	Name string
 	// Dir gets all files; it is made.
 	Dir string
-	// Address and Port are where the API server listens, and what it tells its Pods.
+	// Address and Port are where the API server is reached, and what it tells its Pods.
 	Address netip.Addr
 	Port    uint16
+	// Listen is the address that the API server binds, default Address.
+	Listen netip.Addr
 	// Names and Addresses are further ones that the API server's certificate is for.
 	Names     []string
 	Addresses []netip.Addr
@@ -43,6 +45,9 @@ type Plane struct {
 
 // New writes keys, certificates and the kubeconfigs of the administrator and of the programs.
 func New(cfg Config) (*Plane, error) {
+	if !cfg.Listen.IsValid() {
+		cfg.Listen = cfg.Address
+	}
 	p := &Plane{cfg: cfg}
 	if cfg.Name == "" || cfg.Dir == "" || !cfg.Address.IsValid() || cfg.Port == 0 || cfg.EtcdURL == "" || len(cfg.ServiceCIDRs) == 0 {
 		return nil, errors.New("control plane: name, folder, address, port, etcd and services' range are needed")
@@ -132,7 +137,7 @@ func (p *Plane) APIServer() []string {
 	argv := []string{
 		"kube", "apiserver",
 		"--etcd-servers=" + p.cfg.EtcdURL,
-		"--bind-address=" + p.cfg.Address.String(),
+		"--bind-address=" + p.cfg.Listen.String(),
 		"--advertise-address=" + p.cfg.Address.String(),
 		"--secure-port=" + strconv.Itoa(int(p.cfg.Port)),
 		"--tls-cert-file=" + p.file("apiserver.crt"),

@@ -270,6 +270,8 @@ func call(ctx context.Context, client *http.Client, o options, due time.Time) re
 		var a struct{ Version, Pod, Caller string }
 		if json.Unmarshal(body, &a) == nil {
 			r.Version, r.Pod, r.Caller = a.Version, a.Pod, a.Caller
+		} else if n, _ := fmt.Sscanf(string(body), "Hello version: %s instance: %s", &r.Version, &r.Pod); n == 2 { // helloworld
+			r.Version = strings.TrimSuffix(r.Version, ",")
 		}
 	}
 	r.End = time.Now()
