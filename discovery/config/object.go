@@ -274,7 +274,7 @@ func (o *object) note(field, reason, message, remedy string) {
 func (o *object) host(h string) string {
 	h = strings.TrimSuffix(strings.ToLower(h), ".")
 	if h == "" || strings.ContainsAny(h, ".*:") {
-		return h
+		return mesh.FromClusterSet(h) // rules on either name are for both
 	}
 	return h + "." + o.ref.Namespace + ".svc." + o.d.opts.Domain
 }

@@ -119,7 +119,7 @@ func workload(snap *mesh.Snapshot, from string) (*mesh.Workload, error) {
 // lookup finds a service by host, short name or virtual address, as a sidecar in the namespace would.
 func lookup(snap *mesh.Snapshot, host, namespace string) *mesh.Service {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	for _, h := range []string{host, host + "." + namespace + ".svc.cluster.local", host + ".svc.cluster.local", host + ".cluster.local"} {
+	for _, h := range []string{host, host + "." + namespace + ".svc.cluster.local", host + ".svc.cluster.local", host + ".cluster.local", mesh.FromClusterSet(host)} {
 		if s := snap.Service(h); s != nil {
 			return s
 		}

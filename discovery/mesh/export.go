@@ -3,6 +3,7 @@ package mesh
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -11,6 +12,22 @@ const ClusterSetSuffix = ".svc.clusterset.local"
 
 // ClusterSetHost returns the multi-cluster services' name for what is GlobalHost here.
 func ClusterSetHost(name, namespace string) string { return name + "." + namespace + ClusterSetSuffix }
+
+// ClusterSetAlias returns the multi-cluster services' name of a ".global" host, or "".
+func ClusterSetAlias(host string) string {
+	if base, ok := strings.CutSuffix(host, GlobalSuffix); ok && base != "" && base[0] != '*' {
+		return base + ClusterSetSuffix
+	}
+	return ""
+}
+
+// FromClusterSet returns the ".global" host that a multi-cluster services' name stands for; another host is returned as it is.
+func FromClusterSet(host string) string {
+	if base, ok := strings.CutSuffix(host, ClusterSetSuffix); ok && base != "" {
+		return base + GlobalSuffix
+	}
+	return host
+}
 
 // ExportedPort is one port of an exported Service as the Service declares it.
 type ExportedPort struct {
@@ -52,11 +69,44 @@ func (s *Snapshot) Exporters(name, namespace string) []Exporter {
 	for ; i < len(s.Imports) && s.Imports[i].Namespace == namespace && s.Imports[i].Name == name; i++ {
 		out = append(out, Exporter{Cluster: s.Imports[i].Cluster, Facts: s.Imports[i].Facts})
 	}
-	slices.SortStableFunc(out, compareExporters)
+	slices.SortStableFunc(out, CompareExporters)
 	return out
 }
 
-func compareExporters(a, b Exporter) int {
+// Settle returns the facts of all exports of one name taken together, by the policy of KEP-1645: the oldest export's,
+// but for ports, which add up where they do not contradict. Exporters are in the order of CompareExporters; nil when
+// none tells any.
+func Settle(exporters []Exporter) *Facts {
+	var out *Facts
+	for _, e := range exporters {
+		switch {
+		case e.Facts == nil:
+		case out == nil:
+			first := *e.Facts
+			first.Ports = addPorts(nil, first.Ports)
+			out = &first
+		default:
+			out.Ports = addPorts(out.Ports, e.Facts.Ports)
+		}
+	}
+	return out
+}
+
+// addPorts adds those ports that no older export's port excludes: by the same name, or by the same number and protocol.
+func addPorts(older, more []ExportedPort) []ExportedPort {
+	out := slices.Clone(older)
+	for _, p := range more {
+		if !slices.ContainsFunc(older, func(q ExportedPort) bool {
+			return p.Name == q.Name || p.Number == q.Number && p.Protocol == q.Protocol
+		}) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// CompareExporters orders exports by age, as Snapshot.Exporters does.
+func CompareExporters(a, b Exporter) int {
 	created := func(e Exporter) time.Time {
 		if e.Facts == nil {
 			return time.Time{}
@@ -71,4 +121,17 @@ func compareExporters(a, b Exporter) int {
 		return -1
 	}
 	return cmp.Or(x.Compare(y), cmp.Compare(a.Cluster, b.Cluster))
+}
+
+// Aliases returns other names of the same service, with the same addresses: the multi-cluster services' name of a
+// ".global" host that clusters export. A hand-made object of that name wins.
+func (s *Snapshot) Aliases(svc *Service) []string {
+	if !svc.Global || svc.Facts == nil {
+		return nil
+	}
+	alias := ClusterSetAlias(svc.Host)
+	if alias == "" || s.Service(alias) != nil {
+		return nil
+	}
+	return []string{alias}
 }

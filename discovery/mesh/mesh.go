@@ -169,7 +169,7 @@ type Service struct {
 	Exported    bool        // the local cluster exports it (set on the local ".svc.cluster.local" service)
 	ExportTo    []ClusterID // when Exported: only to these; empty means every peer. Sorted
 	Endpoints   []*Endpoint // sorted by cluster, namespace, workload, address
-	Facts       *Facts      `json:",omitempty"` // when Exported: what multi-cluster services compare; nil when unknown
+	Facts       *Facts      `json:",omitempty"` // when Exported, what multi-cluster services compare; of a ".global" host, what that comes to. Nil when unknown
 }
 
 // Port returns the port with that number.

@@ -70,15 +70,12 @@ func merge(exporters []mesh.Exporter) merged {
 	m := merged{exporters: exporters}
 	var oldest *mesh.Facts
 	for _, e := range exporters {
-		if e.Facts == nil {
-			continue
-		}
 		if oldest == nil {
 			oldest = e.Facts
-			m.facts = *e.Facts
-			m.facts.Ports = nil
 		}
-		m.facts.Ports = addPorts(m.facts.Ports, e.Facts.Ports)
+	}
+	if f := mesh.Settle(exporters); f != nil {
+		m.facts = *f
 	}
 	for _, c := range comparisons {
 		found := conflict{reason: c.reason}
@@ -97,19 +94,6 @@ func merge(exporters []mesh.Exporter) merged {
 		}
 	}
 	return m
-}
-
-// addPorts adds those ports that no older export's port excludes: by the same name, or by the same number and protocol.
-func addPorts(have, more []mesh.ExportedPort) []mesh.ExportedPort {
-	older := have
-	for _, p := range more {
-		if !slices.ContainsFunc(older, func(q mesh.ExportedPort) bool {
-			return p.Name == q.Name || p.Number == q.Number && p.Protocol == q.Protocol
-		}) {
-			have = append(have, p)
-		}
-	}
-	return have
 }
 
 func differentPorts(a, b *mesh.Facts) string {

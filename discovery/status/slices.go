@@ -13,14 +13,15 @@ import (
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/dns/zone"
 )
 
 // perSlice is how many endpoints one EndpointSlice holds, as the API server's own controller has it.
 const perSlice = 100
 
 // endpointSlices are the EndpointSlices of one name: at least one for each exporting cluster, with the pods that clients
-// here can dial by address. A pod on a network that is reached through gateways alone has no address here that works
-// outside the mesh; it is left out, and the slice of its cluster says so in an annotation.
+// here can dial by an address of their own. A pod behind gateways that has none is left out, and the slice of its
+// cluster says how many there are in an annotation.
 func endpointSlices(snap *mesh.Snapshot, key types.NamespacedName, exporters []mesh.Exporter) []*discoveryv1.EndpointSlice {
 	global := snap.Service(mesh.GlobalHost(key.Name, key.Namespace))
 	if global == nil {
@@ -32,20 +33,21 @@ func endpointSlices(snap *mesh.Snapshot, key types.NamespacedName, exporters []m
 		var v4, v6 []discoveryv1.Endpoint
 		behind := 0
 		for _, ep := range global.EndpointsIn(e.Cluster) {
-			addr, err := netip.ParseAddr(ep.Address)
-			if err != nil || ep.Network != snap.Local.Network {
+			addresses := zone.Reachable(snap, global, ep)
+			if len(addresses) == 0 {
 				behind++
-				continue
 			}
 			ready := ep.Ready && ep.Freshness != mesh.Expired
-			d := discoveryv1.Endpoint{Addresses: []string{addr.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}
-			if mesh.IsLabel(ep.Workload) {
-				d.Hostname = &ep.Workload
-			}
-			if addr.Is4() {
-				v4 = append(v4, d)
-			} else {
-				v6 = append(v6, d)
+			for _, text := range addresses {
+				d := discoveryv1.Endpoint{Addresses: []string{text}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}
+				if name := zone.HostName(ep); mesh.IsLabel(name) {
+					d.Hostname = &name // as in DNS
+				}
+				if addr, err := netip.ParseAddr(text); err == nil && addr.Is4() {
+					v4 = append(v4, d)
+				} else {
+					v6 = append(v6, d)
+				}
 			}
 		}
 		for n, part := range chunks(v4) {

@@ -3,6 +3,7 @@ package store
 import (
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 // merged is what a ".global" service was made from, and the service, without its addresses.
 type merged struct {
+	cluster  mesh.ClusterID
 	local    *mesh.Service // as declared; nil when the local cluster does not export it
 	ends     []*mesh.Endpoint
 	imports  []*mesh.Import
@@ -21,7 +23,7 @@ type merged struct {
 }
 
 func (m *merged) equal(o *merged) bool {
-	if (m.local == nil) != (o.local == nil) || m.local != nil && (m.local.Object != o.local.Object || !slices.Equal(m.local.Ports, o.local.Ports)) {
+	if (m.local == nil) != (o.local == nil) || m.local != nil && (m.local.Object != o.local.Object || !reflect.DeepEqual(m.local.Facts, o.local.Facts) || !slices.Equal(m.local.Ports, o.local.Ports)) {
 		return false
 	}
 	return slices.Equal(m.ends, o.ends) && slices.Equal(m.imports, o.imports)
@@ -37,7 +39,7 @@ func (b *builder) global(d *draft) {
 		}
 		m := next[host]
 		if m == nil {
-			m = &merged{}
+			m = &merged{cluster: b.cfg.Local.ID}
 			next[host] = m
 		}
 		return m
@@ -102,6 +104,7 @@ func (m *merged) merge(host string) {
 	}
 	m.service.Ports = sortedPorts(m.service.Ports)
 	sortEndpoints(m.service.Endpoints)
+	m.service.Facts = m.facts()
 }
 
 // assignment is who wanted an address, and what came of it.

@@ -50,6 +50,7 @@ func (v *view) domains(s *mesh.Service, port uint32) []string {
 			names = append(names, s.Name)
 		}
 	}
+	names = append(names, v.snap.Aliases(s)...)
 	for _, a := range v.vips(s) {
 		names = append(names, wire.HostAddress(a))
 	}

@@ -54,6 +54,7 @@ func (v *view) dialNames(s *mesh.Service, port uint32) []string {
 			names = append(names, s.Name)
 		}
 	}
+	names = append(names, v.snap.Aliases(s)...)
 	for i := range names {
 		names[i] += ":" + wire.Itoa(port)
 	}

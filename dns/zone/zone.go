@@ -27,8 +27,12 @@ type Options struct {
 // DefaultTTL is short because answers change with the mesh.
 const DefaultTTL = 5
 
-// Version answers TXT dns-version.ZONE (Kubernetes DNS specification, section 2.2).
-const Version = "1.1.0"
+// Version answers TXT dns-version.ZONE (Kubernetes DNS specification, section 2.2); that of the names of multi-cluster
+// services is their own.
+const (
+	Version           = "1.1.0"
+	ClusterSetVersion = "1.0.0"
+)
 
 // Hosts returns what DNS servers answer for a Snapshot, sorted by name.
 func Hosts(snap *mesh.Snapshot) []*dnsv1.Host {
@@ -55,7 +59,9 @@ func Hosts(snap *mesh.Snapshot) []*dnsv1.Host {
 			h.Ports = append(h.Ports, &dnsv1.Port{Name: p.Name, Number: p.Number, Protocol: proto})
 		}
 		out = append(out, h)
+		out = append(out, clusterSet(snap, s)...)
 	}
+	slices.SortFunc(out, func(a, b *dnsv1.Host) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
@@ -64,8 +70,9 @@ type Zone struct {
 	opts  Options
 	zones []string // fully qualified, lower case
 	hosts map[string]*host
-	names map[string]bool   // names that exist only because something below them does
-	ptr   map[string]string // reverse name -> host
+	names map[string]bool     // names that exist only because something below them does
+	ptr   map[string]string   // reverse name -> host
+	pods  map[string][]string // headless host -> the names of its pods, sorted
 }
 
 type host struct {
@@ -78,7 +85,7 @@ func New(hosts map[string]*dnsv1.Host, o Options) *Zone {
 	if o.TTL == 0 {
 		o.TTL = DefaultTTL
 	}
-	z := &Zone{opts: o, hosts: make(map[string]*host, len(hosts)), names: map[string]bool{}, ptr: map[string]string{}}
+	z := &Zone{opts: o, hosts: make(map[string]*host, len(hosts)), names: map[string]bool{}, ptr: map[string]string{}, pods: podsOf(hosts)}
 	for _, s := range o.Zones {
 		z.zones = append(z.zones, dns.CanonicalName(s))
 	}
@@ -185,7 +192,7 @@ func (z *Zone) fill(m *dns.Msg, q dns.Question, name string) bool {
 		return true
 	} else if apex != "" && name == "dns-version."+apex {
 		if want(dns.TypeTXT) {
-			m.Answer = append(m.Answer, &dns.TXT{Hdr: header(dns.TypeTXT), Txt: []string{Version}})
+			m.Answer = append(m.Answer, &dns.TXT{Hdr: header(dns.TypeTXT), Txt: []string{versionOf(apex)}})
 		}
 		return true
 	}
@@ -193,8 +200,7 @@ func (z *Zone) fill(m *dns.Msg, q dns.Question, name string) bool {
 		if want(dns.TypeSRV) {
 			target := name[strings.Index(name, "._")+2:]
 			target = target[strings.IndexByte(target, '.')+1:]
-			m.Answer = append(m.Answer, &dns.SRV{Hdr: header(dns.TypeSRV), Weight: 100, Port: uint16(p.GetNumber()), Target: target})
-			m.Extra = append(m.Extra, z.addresses(target, h)...)
+			z.srv(m, header(dns.TypeSRV), target, h, []*dnsv1.Port{p})
 		}
 		return true
 	}
@@ -213,12 +219,7 @@ func (z *Zone) fill(m *dns.Msg, q dns.Question, name string) bool {
 		}
 	}
 	if q.Qtype == dns.TypeSRV {
-		for _, p := range h.ports {
-			m.Answer = append(m.Answer, &dns.SRV{Hdr: header(dns.TypeSRV), Weight: 100, Port: uint16(p.GetNumber()), Target: name})
-		}
-		if len(m.Answer) > 0 {
-			m.Extra = append(m.Extra, z.addresses(name, h)...)
-		}
+		z.srv(m, header(dns.TypeSRV), name, h, h.ports)
 	}
 	return true
 }

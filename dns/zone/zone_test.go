@@ -119,3 +119,84 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+func TestClusterSet(t *testing.T) {
+	end := func(name, cluster, network, address string, labels map[string]string) *mesh.Endpoint {
+		return &mesh.Endpoint{Workload: name, Cluster: mesh.ClusterID(cluster), Network: mesh.NetworkID(network), Address: address, Ready: true, Labels: labels}
+	}
+	pet := func(name string) map[string]string { return map[string]string{labelPod: name} }
+	vips := func(a ...string) (out []netip.Addr) {
+		for _, s := range a {
+			out = append(out, netip.MustParseAddr(s))
+		}
+		return out
+	}
+	snap := &mesh.Snapshot{Local: &mesh.Cluster{ID: "amber", Network: "flat"}, Services: []*mesh.Service{
+		{Host: "db-0.cedar.db.shop.global", VIPs: vips("240.0.0.9"), Global: true},
+		{Host: "db.shop.global", Name: "db", Namespace: "shop", Global: true, VIPs: vips("240.0.0.2"),
+			Facts: &mesh.Facts{Headless: true, Ports: []mesh.ExportedPort{{Name: "sql", Number: 5432, Protocol: "TCP"}}},
+			Endpoints: []*mesh.Endpoint{
+				end("db-0", "amber", "flat", "10.1.0.1", pet("db-0")), end("db-x7k", "birch", "flat", "10.2.0.1", nil),
+				end("db-0", "cedar", "far", "", pet("db-0")), end("db-1", "cedar", "far", "", pet("db-1")),
+			}},
+		{Host: "far.shop.global", Name: "far", Namespace: "shop", Global: true, VIPs: vips("240.0.0.3"), Facts: &mesh.Facts{Headless: true},
+			Endpoints: []*mesh.Endpoint{end("far-0", "cedar", "far", "", nil)}},
+		{Host: "hand.shop.global", Name: "entry", Namespace: "shop", Global: true, VIPs: vips("240.0.0.4")},
+		{Host: "web.shop.global", Name: "web", Namespace: "shop", Global: true, VIPs: vips("240.0.0.1", "fd69::1"),
+			Facts:     &mesh.Facts{Ports: []mesh.ExportedPort{{Name: "tcp", Number: 42, Protocol: "TCP"}, {Name: "udp", Number: 42, Protocol: "UDP"}}},
+			Endpoints: []*mesh.Endpoint{end("web-0", "birch", "flat", "10.2.0.9", pet("web-0"))}},
+		{Host: "web.shop.svc.cluster.local", Name: "web", Namespace: "shop", VIPs: vips("10.96.0.1"), Facts: &mesh.Facts{}},
+	}}
+	hosts := map[string]*dnsv1.Host{}
+	last := ""
+	for _, h := range Hosts(snap) {
+		if h.Name <= last {
+			t.Errorf("%s after %s", h.Name, last)
+		}
+		last, hosts[h.Name] = h.Name, h
+	}
+	z := New(hosts, Options{Zones: []string{"global", "clusterset.local"}})
+	for _, c := range []struct{ ask, want string }{
+		{"web.shop.svc.clusterset.local. A", "NOERROR 240.0.0.1"},
+		{"web.shop.svc.clusterset.local. AAAA", "NOERROR fd69::1"},
+		{"web.shop.svc.clusterset.local. SRV", "NOERROR 42 web.shop.svc.clusterset.local."},
+		{"_tcp._tcp.web.shop.svc.clusterset.local. SRV", "NOERROR 42 web.shop.svc.clusterset.local."},
+		{"_udp._udp.web.shop.svc.clusterset.local. SRV", "NOERROR 42 web.shop.svc.clusterset.local."},
+		{"birch.web.shop.svc.clusterset.local. A", "NXDOMAIN SOA"}, // must not exist
+		{"web-0.birch.web.shop.svc.clusterset.local. A", "NXDOMAIN SOA"},
+		{"1.0.0.240.in-addr.arpa. PTR", "NOERROR web.shop.global."},
+		{"dns-version.clusterset.local. TXT", "NOERROR 1.0.0"},
+		{"dns-version.global. TXT", "NOERROR 1.1.0"},
+		{"none.shop.svc.clusterset.local. A", "NXDOMAIN SOA"},
+		{"hand.shop.svc.clusterset.local. A", "NXDOMAIN SOA"},
+		{"shop.svc.clusterset.local. A", "NOERROR SOA"},
+		{"db.shop.svc.clusterset.local. A", "NOERROR 10.1.0.1 10.2.0.1 240.0.0.9"},
+		{"db-0.amber.db.shop.svc.clusterset.local. A", "NOERROR 10.1.0.1"},
+		{"10-2-0-1.birch.db.shop.svc.clusterset.local. A", "NOERROR 10.2.0.1"},
+		{"db-0.cedar.db.shop.svc.clusterset.local. A", "NOERROR 240.0.0.9"}, // through a gateway
+		{"db-1.cedar.db.shop.svc.clusterset.local. A", "NXDOMAIN SOA"},
+		{"cedar.db.shop.svc.clusterset.local. A", "NOERROR SOA"},
+		{"db.shop.svc.clusterset.local. SRV", "NOERROR 5432 10-2-0-1.birch.db.shop.svc.clusterset.local. 5432 db-0.amber.db.shop.svc.clusterset.local. 5432 db-0.cedar.db.shop.svc.clusterset.local."},
+		{"_sql._tcp.db.shop.svc.clusterset.local. SRV", "NOERROR 5432 10-2-0-1.birch.db.shop.svc.clusterset.local. 5432 db-0.amber.db.shop.svc.clusterset.local. 5432 db-0.cedar.db.shop.svc.clusterset.local."},
+		{"far.shop.svc.clusterset.local. A", "NOERROR 240.0.0.3"}, // no pod can be dialled: the mesh's address
+	} {
+		name, kind, _ := strings.Cut(c.ask, " ")
+		q := new(dns.Msg)
+		q.SetQuestion(name, dns.StringToType[kind])
+		if got := show(z.Answer(q)); got != c.want {
+			t.Errorf("%s: %s, want %s", c.ask, got, c.want)
+		}
+	}
+	q := new(dns.Msg)
+	q.SetQuestion("_sql._tcp.db.shop.svc.clusterset.local.", dns.TypeSRV)
+	if m, _ := z.Answer(q); len(m.Extra) != 3 {
+		t.Errorf("additional records: %v", m.Extra)
+	}
+	// A hand-made object of the name wins.
+	snap.Services = slices.Insert(snap.Services, 5, &mesh.Service{Host: "web.shop.svc.clusterset.local", VIPs: vips("240.9.9.9")})
+	for _, h := range Hosts(snap) {
+		if h.Name == "web.shop.svc.clusterset.local" && h.Addresses[0] != "240.9.9.9" {
+			t.Errorf("%v", h)
+		}
+	}
+}

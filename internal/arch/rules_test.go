@@ -61,7 +61,7 @@ var rules = []rule{
 	},
 	{pkgs: []string{"discovery/source/workload"}, ours: join(base, "discovery/config")},
 	{
-		pkgs: []string{"discovery/status"}, ours: base,
+		pkgs: []string{"discovery/status"}, ours: join(base, "dns/zone"),
 		others: join(metrics, "k8s.io/api/...", "k8s.io/apimachinery/...", "k8s.io/client-go/...", "sigs.k8s.io/mcs-api/pkg/apis/..."),
 	},
 	{pkgs: []string{"discovery/xds"}, ours: join(base, purePackages...), others: join(append(envoyTypes, grpc...), metrics...)},

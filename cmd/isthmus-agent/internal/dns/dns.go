@@ -165,7 +165,7 @@ func (s *Server) answer(q *mdns.Msg, tcp bool) *mdns.Msg {
 }
 
 // Zones are the suffixes under which only the mesh has names.
-var Zones = []string{"global", "svc.clusterset.local", "svc.cluster.local"}
+var Zones = []string{"global", "clusterset.local", "svc.cluster.local"}
 
 func meshName(name string) bool {
 	for _, z := range Zones {

@@ -167,7 +167,7 @@ func (vs *Views) next() uint64 {
 // host encodes the DNS hosts of the newest snapshot once, for all scopes.
 func (vs *Views) host(c change) {
 	if c.endpointsOnly && !slices.ContainsFunc(c.pairs, func(p [2]*mesh.Service) bool {
-		return p[1].Headless || p[0].Headless || !slices.Equal(p[0].VIPs, p[1].VIPs) || !slices.Equal(p[0].Ports, p[1].Ports)
+		return zone.FollowsEndpoints(p[1]) || zone.FollowsEndpoints(p[0]) || !reflect.DeepEqual(p[0].Facts, p[1].Facts) || !slices.Equal(p[0].VIPs, p[1].VIPs) || !slices.Equal(p[0].Ports, p[1].Ports)
 	}) {
 		return
 	}
