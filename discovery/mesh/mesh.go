@@ -7,6 +7,7 @@
 package mesh
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 )
@@ -150,6 +151,9 @@ type Endpoint struct {
 	Ready     bool              // false: known, not to be sent traffic
 	Freshness Freshness         // of its cluster, copied here so that an endpoint is complete by itself
 }
+
+// PortOf returns where the service's port is at the endpoint's address.
+func (e *Endpoint) PortOf(p Port) uint32 { return cmp.Or(e.Ports[p.Number], p.Target, p.Number) }
 
 // Service is one host and who answers for it, merged from all declarations and imports.
 type Service struct {

@@ -83,6 +83,25 @@ type Proxy struct {
 	EastWest    bool   // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
 }
 
+// Runs reports whether e is p's own workload. An empty Cluster of p matches none.
+func (p *Proxy) Runs(e *Endpoint) bool {
+	return e.Workload == p.Name && e.Namespace == p.Namespace && e.Cluster == p.Cluster
+}
+
+// BindPort returns the port at p's workload that the port of its Service leads to; without a Service it is the same.
+func (s *Snapshot) BindPort(p *Proxy, port uint32) uint32 {
+	for _, svc := range s.Services {
+		x, ok := svc.Port(port)
+		if !ok || svc.Global {
+			continue
+		}
+		if i := slices.IndexFunc(svc.Endpoints, p.Runs); i >= 0 {
+			return svc.Endpoints[i].PortOf(x)
+		}
+	}
+	return port
+}
+
 // SPIFFE returns the SPIFFE id of a service account: spiffe://TD/ns/NS/sa/SA.
 func SPIFFE(td TrustDomain, namespace, serviceAccount string) string {
 	return "spiffe://" + string(td) + "/ns/" + namespace + "/sa/" + serviceAccount

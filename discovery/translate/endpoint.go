@@ -79,7 +79,7 @@ func (v *view) dnsDefault(u upstream) []*mesh.Endpoint {
 
 func (v *view) locateOne(u upstream, e *mesh.Endpoint, plain bool) (located, bool) {
 	path := topologies.Reach(v.snap, v.network, e)
-	port := endpointPort(e, u.port)
+	port := e.PortOf(u.port)
 	l := located{Endpoint: e, lb: remote.Endpoint(nil)}
 	if path.NoGateway && u.service.Object.Kind == "ServiceEntry" && e.Network != externalNetwork {
 		v.problems.add(u.service.Object, "spec.endpoints", reasonNoGateway, "network "+string(e.Network)+" has no gateway, its endpoints are called directly")

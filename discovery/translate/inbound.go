@@ -55,7 +55,7 @@ func (v *view) localPorts() []localPort {
 			if p.Protocol == mesh.UDP {
 				continue
 			}
-			c.localPort = localPort{endpointPort(s.Endpoints[i], p), p.Protocol}
+			c.localPort = localPort{s.Endpoints[i].PortOf(p), p.Protocol}
 			old, taken := claims[c.number]
 			if !taken || cmp.Or(cmp.Compare(c.rank, old.rank), cmp.Compare(c.host, old.host)) < 0 {
 				claims[c.number] = c
@@ -69,13 +69,7 @@ func (v *view) localPorts() []localPort {
 	return out
 }
 
-func (v *view) isSelf(e *mesh.Endpoint) bool {
-	return e.Workload == v.proxy.Name && e.Namespace == v.proxy.Namespace && e.Cluster == v.proxy.Cluster
-}
-
-func endpointPort(e *mesh.Endpoint, p mesh.Port) uint32 {
-	return cmp.Or(e.Ports[p.Number], p.Target, p.Number)
-}
+func (v *view) isSelf(e *mesh.Endpoint) bool { return v.proxy.Runs(e) }
 
 // inbound returns the clusters of the workload's own ports and the listener for everything captured on its way in.
 func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {

@@ -36,7 +36,7 @@ func (v *view) ingress() Resources {
 	servers := v.servers()
 	for _, port := range slices.Sorted(maps.Keys(servers)) {
 		name := "http." + wire.Itoa(port)
-		bind := v.bindPort(port)
+		bind := v.snap.BindPort(v.proxy, port)
 		r.Routes = append(r.Routes, &routev3.RouteConfiguration{Name: name, ValidateClusters: wire.No(), VirtualHosts: v.gatewayHosts(servers[port])})
 		r.Listeners = append(r.Listeners, v.anyAddress(&listener{
 			Name: "0.0.0.0_" + wire.Itoa(bind), TrafficDirection: outboundDirection,
@@ -71,18 +71,6 @@ func (v *view) servers() map[uint32][]server {
 		}
 	}
 	return out
-}
-
-// bindPort is the port at the gateway's workload that the port of its Service leads to.
-func (v *view) bindPort(port uint32) uint32 {
-	for _, s := range v.snap.Services {
-		if p, ok := s.Port(port); ok && !s.Global {
-			if i := slices.IndexFunc(s.Endpoints, v.isSelf); i >= 0 {
-				return endpointPort(s.Endpoints[i], p)
-			}
-		}
-	}
-	return port
 }
 
 // gatewayHosts merges the routes of all VirtualServices bound to the servers of one port, by host.

@@ -184,7 +184,7 @@ func (v *view) takesTLS(e *mesh.Endpoint, p mesh.Port) bool {
 	if !e.TLS || !v.mtlsOff || e.Identity == "" || topologies.IsPeer(v.snap, v.snap.Cluster(e.Cluster)) {
 		return e.TLS
 	}
-	return peerauth.For(v.snap.PeerAuthentications, e.Namespace, e.Labels).At(endpointPort(e, p)) != peerauth.Disable
+	return peerauth.For(v.snap.PeerAuthentications, e.Namespace, e.Labels).At(e.PortOf(p)) != peerauth.Disable
 }
 
 // meshALPN is what tells mesh TLS from the application's own.

@@ -1,14 +1,19 @@
 package gateway
 
 import (
+	"cmp"
 	"math"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	dnscommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
@@ -17,6 +22,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
 const (
@@ -38,9 +45,15 @@ const (
 type target struct {
 	name      string
 	namespace string
-	labels    map[string]string
+	endpoint  *mesh.Endpoint // nil: none of a service
 	weight    uint32
 	addrs     []netip.AddrPort // of one pod with several addresses: all of them
+	host      string           // instead of addrs: a name to resolve, with its port
+	port      uint32
+}
+
+func (t target) compare(o target) int {
+	return cmp.Or(slices.CompareFunc(t.addrs, o.addrs, netip.AddrPort.Compare), strings.Compare(t.host, o.host), cmp.Compare(t.port, o.port), strings.Compare(t.name, o.name))
 }
 
 // chain is one filter chain: connections with one of these server names go to one cluster.
@@ -50,6 +63,25 @@ type chain struct {
 	alpn    []string // one of these must be offered; empty: no demand
 	byName  bool     // the cluster is PodPrefix and the server name
 	cluster string   // otherwise
+	shares  []share  // instead of one cluster
+	tls     bool     // without names: any TLS connection, else any connection
+}
+
+// share is a cluster and its weight.
+type share struct {
+	cluster string
+	weight  uint32
+}
+
+// keys are what no two chains of a listener may share.
+func (c chain) keys() []string {
+	switch {
+	case len(c.names) > 0:
+		return c.names
+	case c.tls:
+		return []string{"any TLS"}
+	}
+	return []string{"any connection"}
 }
 
 func (c chain) proto() *listenerv3.FilterChain {
@@ -64,9 +96,20 @@ func (c chain) proto() *listenerv3.FilterChain {
 		proxy.ClusterSpecifier = &tcpproxyv3.TcpProxy_Cluster{Cluster: BlackHole}
 		filters = append(filters, filter("envoy.filters.network.set_filter_state", clusterFromServerName()))
 	}
+	if len(c.shares) > 0 {
+		w := &tcpproxyv3.TcpProxy_WeightedCluster{}
+		for _, s := range c.shares {
+			w.Clusters = append(w.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{Name: s.cluster, Weight: s.weight})
+		}
+		proxy.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: w}
+	}
+	match := &listenerv3.FilterChainMatch{ServerNames: c.names, ApplicationProtocols: c.alpn}
+	if c.tls && len(c.names) == 0 {
+		match.TransportProtocol = "tls"
+	}
 	return &listenerv3.FilterChain{
 		Name:             c.name,
-		FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: c.names, ApplicationProtocols: c.alpn},
+		FilterChainMatch: match,
 		Filters:          append(filters, filter("envoy.filters.network.tcp_proxy", proxy)),
 	}
 }
@@ -81,16 +124,13 @@ func clusterFromServerName() *setstatev3.Config {
 	}}}
 }
 
-func (o Options) listener(chains []*listenerv3.FilterChain) *listenerv3.Listener {
-	port, host := o.Port, "0.0.0.0"
-	if port == 0 {
-		port = Port
-	}
+func (o Options) listener(name string, port uint32, chains []*listenerv3.FilterChain) *listenerv3.Listener {
+	host := "0.0.0.0"
 	if o.Address.IsValid() {
 		host = o.Address.String()
 	}
 	l := &listenerv3.Listener{
-		Name:    ListenerName,
+		Name:    name,
 		Address: address(host, port),
 		ListenerFilters: []*listenerv3.ListenerFilter{{
 			Name:       "envoy.filters.listener.tls_inspector",
@@ -134,6 +174,11 @@ func cluster(name string, targets []target) *clusterv3.Cluster {
 	}
 	locality := &endpointv3.LocalityLbEndpoints{}
 	for _, t := range targets {
+		if t.host != "" {
+			c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+				Name: "envoy.clusters.dns", TypedConfig: pack(&dnsv3.DnsCluster{RespectDnsTtl: true, DnsLookupFamily: dnscommonv3.DnsLookupFamily_ALL}),
+			}}
+		}
 		locality.LbEndpoints = append(locality.LbEndpoints, t.proto())
 	}
 	c.LoadAssignment.Endpoints = []*endpointv3.LocalityLbEndpoints{locality}
@@ -141,8 +186,12 @@ func cluster(name string, targets []target) *clusterv3.Cluster {
 }
 
 func (t target) proto() *endpointv3.LbEndpoint {
-	e := &endpointv3.Endpoint{Address: socketAddress(t.addrs[0])}
-	for _, a := range t.addrs[1:] {
+	e := &endpointv3.Endpoint{Address: address(t.host, t.port)}
+	for i, a := range t.addrs {
+		if i == 0 {
+			e.Address = socketAddress(a)
+			continue
+		}
 		e.AdditionalAddresses = append(e.AdditionalAddresses, &endpointv3.Endpoint_AdditionalAddress{Address: socketAddress(a)})
 	}
 	out := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: e}}

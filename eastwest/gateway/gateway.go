@@ -1,9 +1,11 @@
-// Package gateway turns a Snapshot into the Envoy resources of the local cluster's east-west gateways: one listener
-// with a filter chain for each exported service and port, and one small cluster for each exported pod port.
+// Package gateway turns a Snapshot into the Envoy resources of gateways that pass TLS on by server name: one listener
+// with a filter chain for each exported service and port, and one small cluster for each exported pod port; and what
+// Gateway objects open on routers that they select (AUTO_PASSTHROUGH, PASSTHROUGH and TCP servers).
 //
-// A gateway forwards mutual TLS by server name and terminates nothing: it holds no key and no certificate. What is not
-// exported has no chain, and there is no default chain. Chains carry no pod names, so pods that come and go change
-// clusters only; a listener whose chains change drains the connections of those chains.
+// A gateway forwards mutual TLS by server name and terminates nothing: it holds no key and no certificate. What is
+// neither exported nor opened by a Gateway object has no chain, and there is no default chain. Chains carry no pod
+// names, so pods that come and go change clusters only; a listener whose chains change drains the connections of those
+// chains.
 //
 // Server names are no authorization: a gateway cannot see who calls. Whom a service is exported to is decided by what
 // its records tell each peer, and who may call by the mutual TLS at the pod.
@@ -24,6 +26,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 const (
@@ -42,11 +45,14 @@ const (
 // rootNamespace holds Istio configuration that is meant for every namespace.
 const rootNamespace = "istio-system"
 
-// Options say how the listener is bound. The zero value is what gateways use.
+// Options say who is served and how the listeners are bound. The zero value is an east-west gateway of the local
+// cluster with the label istio: eastwestgateway alone.
 type Options struct {
-	Port    uint32     // 0: Port
+	Port    uint32     // of the listener for exported services; 0: Port
 	Address netip.Addr // zero: 0.0.0.0
 	IPv6    bool       // listen on [::] too
+	// Proxy is the router, as topologies.Place has placed it. Exported services are served if it is EastWest.
+	Proxy *mesh.Proxy
 }
 
 // Resources is what a gateway is served, each kind sorted by name. Clusters carry their endpoints, so that a pod is
@@ -65,15 +71,36 @@ func (o Options) Translate(snap *mesh.Snapshot) (Resources, []mesh.Problem) {
 	if snap == nil || snap.Local == nil {
 		return Resources{}, nil
 	}
-	b := &builder{local: snap.Local, clusters: map[string]*clusterv3.Cluster{}, taken: map[string]string{}}
-	b.control()
-	rules := rulesByHost(snap.DestinationRules)
-	for _, svc := range exported(snap.Services) {
-		b.service(svc, subsets(rules[svc.Host], svc.Namespace))
+	b := &builder{
+		snap: snap, local: snap.Local, proxy: o.Proxy, main: cmp.Or(o.Port, Port), rules: rulesByHost(snap.DestinationRules),
+		clusters: map[string]*clusterv3.Cluster{}, binds: map[uint32]*bind{},
 	}
-	slices.SortFunc(b.chains, func(x, y *listenerv3.FilterChain) int { return cmp.Compare(x.Name, y.Name) })
+	if b.proxy == nil {
+		b.proxy = &mesh.Proxy{Type: mesh.Router, Cluster: snap.Local.ID, Network: snap.Local.Network, EastWest: true, Labels: map[string]string{"istio": "eastwestgateway"}}
+	}
+	if b.proxy.EastWest {
+		b.at(b.main)
+		if b.here() {
+			b.control()
+		}
+		for _, svc := range exported(snap.Services) {
+			b.service(svc, subsets(b.rules[svc.Host], svc.Namespace))
+		}
+	}
+	b.servers()
 	slices.SortFunc(b.problems, func(x, y mesh.Problem) int { return cmp.Compare(x.String(), y.String()) })
-	out := Resources{Listeners: []*listenerv3.Listener{o.listener(b.chains)}}
+	b.problems = slices.Compact(b.problems)
+	out := Resources{}
+	for _, port := range slices.Sorted(maps.Keys(b.binds)) {
+		name := ListenerName
+		if port != b.main || !b.proxy.EastWest {
+			name = "gateway|" + strconv.FormatUint(uint64(port), 10)
+		}
+		chains := b.binds[port].chains
+		slices.SortFunc(chains, func(x, y *listenerv3.FilterChain) int { return cmp.Compare(x.Name, y.Name) })
+		out.Listeners = append(out.Listeners, o.listener(name, port, chains))
+	}
+	slices.SortFunc(out.Listeners, func(x, y *listenerv3.Listener) int { return cmp.Compare(x.Name, y.Name) })
 	for _, name := range slices.Sorted(maps.Keys(b.clusters)) {
 		out.Clusters = append(out.Clusters, b.clusters[name])
 	}
@@ -82,12 +109,33 @@ func (o Options) Translate(snap *mesh.Snapshot) (Resources, []mesh.Problem) {
 
 // builder gathers what one translation makes.
 type builder struct {
+	snap     *mesh.Snapshot
 	local    *mesh.Cluster
+	proxy    *mesh.Proxy
+	main     uint32 // the port for exported services
+	rules    map[string][]*mesh.DestinationRule
 	clusters map[string]*clusterv3.Cluster
-	chains   []*listenerv3.FilterChain
-	taken    map[string]string // server name -> chain that has it
+	binds    map[uint32]*bind
 	problems []mesh.Problem
 }
+
+// bind is one port to listen on.
+type bind struct {
+	chains []*listenerv3.FilterChain
+	taken  map[string]string // server name -> chain that has it; "" for a chain without names
+}
+
+func (b *builder) at(port uint32) *bind {
+	x := b.binds[port]
+	if x == nil {
+		x = &bind{taken: map[string]string{}}
+		b.binds[port] = x
+	}
+	return x
+}
+
+// here reports whether the gateway runs in the local cluster, and not in another that the control plane manages.
+func (b *builder) here() bool { return b.proxy.Cluster == b.local.ID }
 
 // control adds the chains that lead to the control plane.
 func (b *builder) control() {
@@ -135,8 +183,12 @@ func (b *builder) service(svc *mesh.Service, subsets []*networking.Subset) {
 		}
 		seen[port.Number] = true
 		name := svc.Namespace + "/" + svc.Name + ":" + strconv.FormatUint(uint64(port.Number), 10)
-		b.chain(svc.Object, chain{name: name, names: []string{pod.Wildcard()}, alpn: sni.ALPN, byName: true})
-		targets := b.pods(svc.Object, pod, endpoints)
+		var targets []target
+		if b.here() { // peers are told of the local cluster's pods alone
+			b.chain(svc.Object, chain{name: name, names: []string{pod.Wildcard()}, alpn: sni.ALPN, byName: true})
+			targets = b.pods(svc.Object, pod, endpoints)
+		}
+		targets = append(targets, b.neighbours(svc, port)...)
 		b.aggregate(svc, port.Number, name, nil, targets)
 		for _, s := range subsets {
 			b.aggregate(svc, port.Number, name, s, targets)
@@ -177,6 +229,20 @@ func (b *builder) endpoints(svc *mesh.Service) (out []*mesh.Endpoint, ok bool) {
 	return out, !svc.External
 }
 
+// neighbours returns the pods of other clusters of this control plane on the gateway's network.
+func (b *builder) neighbours(svc *mesh.Service, port mesh.Port) (out []target) {
+	for _, e := range svc.Endpoints {
+		if e.Cluster == b.local.ID && b.here() || !b.serves(e) || !e.TLS {
+			continue
+		}
+		if t, ok := b.targetOf(svc, e, port); ok {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, target.compare)
+	return out
+}
+
 // pods adds the cluster of each pod port and returns the pods as targets, sorted by workload.
 func (b *builder) pods(object mesh.ObjectRef, pod sni.Pod, endpoints []*mesh.Endpoint) []target {
 	byName := map[string]*target{}
@@ -199,7 +265,7 @@ func (b *builder) pods(object mesh.ObjectRef, pod sni.Pod, endpoints []*mesh.End
 		}
 		t := byName[name]
 		if t == nil {
-			t = &target{name: name, namespace: e.Namespace, labels: e.Labels, weight: e.Weight}
+			t = &target{name: name, namespace: e.Namespace, endpoint: e, weight: e.Weight}
 			byName[name] = t
 		}
 		if t.namespace != e.Namespace {
@@ -235,7 +301,7 @@ func (b *builder) aggregate(svc *mesh.Service, port uint32, chainName string, su
 		names = append(names, n)
 	}
 	if subset != nil {
-		targets = slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return !matches(subset.Labels, t.labels) })
+		targets = slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return !(t.endpoint != nil && topologies.Selects(subset.Labels, t.endpoint)) })
 		chainName += "|" + name
 	} else {
 		chainName += "|"
@@ -246,18 +312,22 @@ func (b *builder) aggregate(svc *mesh.Service, port uint32, chainName string, su
 	}
 }
 
-// chain adds a filter chain unless another chain has one of its names: a proxy refuses the whole listener then.
-func (b *builder) chain(object mesh.ObjectRef, c chain) bool {
-	for _, n := range c.names {
-		if other, ok := b.taken[n]; ok {
+// chain adds a filter chain of the port for exported services.
+func (b *builder) chain(object mesh.ObjectRef, c chain) bool { return b.chainAt(b.main, object, c) }
+
+// chainAt adds a filter chain unless another chain has one of its names: a proxy refuses the whole listener then.
+func (b *builder) chainAt(port uint32, object mesh.ObjectRef, c chain) bool {
+	at := b.at(port)
+	for _, n := range c.keys() {
+		if other, ok := at.taken[n]; ok {
 			b.problem(object, "", "ServerNameTaken", fmt.Sprintf("server name %s of chain %s already belongs to chain %s", n, c.name, other), "rename one of them")
 			return false
 		}
 	}
-	for _, n := range c.names {
-		b.taken[n] = c.name
+	for _, n := range c.keys() {
+		at.taken[n] = c.name
 	}
-	b.chains = append(b.chains, c.proto())
+	at.chains = append(at.chains, c.proto())
 	return true
 }
 
@@ -316,15 +386,6 @@ func subsets(rules []*mesh.DestinationRule, namespace string) []*networking.Subs
 		out = append(out, byName[name])
 	}
 	return out
-}
-
-func matches(selector, labels map[string]string) bool {
-	for k, v := range selector {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
 }
 
 // isServerName reports whether s can be sent as a server name and be found again: proxies compare in lower case.

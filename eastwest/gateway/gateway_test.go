@@ -3,12 +3,14 @@ package gateway_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/eastwest/gateway"
 	"github.com/isthmus-mesh/isthmus/eastwest/gateway/gatewaytest"
 	"github.com/isthmus-mesh/isthmus/internal/golden"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 // TestTranslate compares the outputs that a case names: clusters.json and listeners.json in full, routes.txt as one line
@@ -26,7 +29,15 @@ func TestTranslate(t *testing.T) {
 	for _, c := range golden.Cases(t, "testdata/*.txtar") {
 		t.Run(c.Name, func(t *testing.T) {
 			snap := parse(t, c.File("snapshot.yaml"))
-			got, problems := gateway.Translate(snap)
+			var options gateway.Options
+			if text := c.File("proxy.yaml"); text != nil {
+				p := &mesh.Proxy{}
+				if err := yaml.UnmarshalStrict(text, p); err != nil {
+					t.Fatal(err)
+				}
+				options.Proxy = topologies.Place(snap, p)
+			}
+			got, problems := options.Translate(snap)
 			for _, name := range c.Names() {
 				switch name {
 				case "clusters.json":
@@ -39,7 +50,7 @@ func TestTranslate(t *testing.T) {
 			}
 			c.Want(t, "problems.txt", golden.Lines(problems))
 			for seed := range uint64(5) {
-				again, problemsAgain := gateway.Translate(shuffled(snap, seed))
+				again, problemsAgain := options.Translate(shuffled(snap, seed))
 				if !slices.Equal(encode(t, got), encode(t, again)) {
 					t.Errorf("seed %d: shuffled input gives other resources", seed)
 				}
@@ -149,7 +160,27 @@ func encode(t *testing.T, res gateway.Resources) []string {
 func routes(t *testing.T, res gateway.Resources) string {
 	t.Helper()
 	var b strings.Builder
-	for _, c := range res.Listeners[0].FilterChains {
+	for _, l := range res.Listeners {
+		if len(res.Listeners) > 1 || l.Name != gateway.ListenerName {
+			fmt.Fprintf(&b, "listener %s at %d\n", l.Name, l.Address.GetSocketAddress().GetPortValue())
+		}
+		chainsOf(t, &b, l)
+	}
+	for _, c := range res.Clusters {
+		fmt.Fprintf(&b, "cluster %s:%s\n", c.Name, addresses(c))
+	}
+	return b.String()
+}
+
+func chainsOf(t *testing.T, b *strings.Builder, l *listenerv3.Listener) {
+	t.Helper()
+	if l.DefaultFilterChain != nil {
+		t.Errorf("listener %s has a default chain", l.Name)
+	}
+	for _, c := range l.FilterChains {
+		if c.TransportSocket != nil {
+			t.Errorf("chain %s terminates TLS", c.Name)
+		}
 		proxy := &tcpproxyv3.TcpProxy{}
 		if err := c.Filters[len(c.Filters)-1].GetTypedConfig().UnmarshalTo(proxy); err != nil {
 			t.Fatal(err)
@@ -162,12 +193,15 @@ func routes(t *testing.T, res gateway.Resources) string {
 		if len(c.FilterChainMatch.ApplicationProtocols) > 0 {
 			alpn = " ALPN"
 		}
-		fmt.Fprintf(&b, "chain %s%s: %s -> %s\n", c.Name, alpn, strings.Join(c.FilterChainMatch.ServerNames, " "), to)
+		for _, w := range proxy.GetWeightedClusters().GetClusters() {
+			to += fmt.Sprintf("%s (%d) ", w.Name, w.Weight)
+		}
+		names := strings.Join(c.FilterChainMatch.ServerNames, " ")
+		if names == "" {
+			names = "any " + c.FilterChainMatch.TransportProtocol
+		}
+		fmt.Fprintf(b, "chain %s%s: %s -> %s\n", c.Name, alpn, names, to)
 	}
-	for _, c := range res.Clusters {
-		fmt.Fprintf(&b, "cluster %s:%s\n", c.Name, addresses(c))
-	}
-	return b.String()
 }
 
 func addresses(c *clusterv3.Cluster) string {
@@ -175,7 +209,7 @@ func addresses(c *clusterv3.Cluster) string {
 	for _, locality := range c.LoadAssignment.Endpoints {
 		for _, e := range locality.LbEndpoints {
 			a := e.GetEndpoint().Address.GetSocketAddress()
-			fmt.Fprintf(&b, " %s", netip.AddrPortFrom(netip.MustParseAddr(a.Address), uint16(a.GetPortValue())))
+			fmt.Fprintf(&b, " %s", net.JoinHostPort(a.Address, fmt.Sprint(a.GetPortValue())))
 			for _, more := range e.GetEndpoint().AdditionalAddresses {
 				a := more.Address.GetSocketAddress()
 				fmt.Fprintf(&b, "+%s", netip.AddrPortFrom(netip.MustParseAddr(a.Address), uint16(a.GetPortValue())))

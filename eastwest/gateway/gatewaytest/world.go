@@ -44,7 +44,7 @@ type World struct {
 func NewWorld(t *testing.T) *World {
 	t.Helper()
 	w := &World{pods: map[string]*Backend{}, exported: true, port: freePort(t), up: []string{"web-1", "web-2"}}
-	for _, name := range []string{"web-1", "web-2", "web-plain", "web-unready", "db-1", "web-5", "web-1b"} {
+	for _, name := range []string{"web-1", "web-2", "web-plain", "web-unready", "db-1", "web-5", "web-1b", "books-1", "tills-1"} {
 		w.pods[name] = StartBackend(t, name)
 	}
 	w.control = StartBackend(t, "control")
@@ -73,9 +73,20 @@ func (w *World) snapshot() *mesh.Snapshot {
 	web.Endpoints = append(web.Endpoints, unready, plain)
 	db := service("db", 5432, false)
 	db.Endpoints = append(db.Endpoints, w.endpoint("db-1", "db-1", 5432))
+	// A Gateway opens what is in one namespace, exported or not.
+	books, tills := service("books", 90, false), service("tills", 91, false)
+	books.Namespace, books.Host = "open", mesh.LocalHost("books", "open")
+	books.Endpoints = append(books.Endpoints, w.endpoint("books-1", "books-1", 90))
+	tills.Endpoints = append(tills.Endpoints, w.endpoint("tills-1", "tills-1", 91))
 	local := &mesh.Cluster{ID: "birch", TrustDomain: "birch.mesh", ControlPlane: []netip.AddrPort{w.control.Addr()}}
 	return &mesh.Snapshot{
-		Local: local, Clusters: []*mesh.Cluster{local}, Services: []*mesh.Service{db, web},
+		Local: local, Clusters: []*mesh.Cluster{local}, Services: []*mesh.Service{books, db, tills, web},
+		Gateways: []*mesh.Gateway{{Object: mesh.ObjectRef{Kind: "Gateway", Namespace: "open", Name: "books"}, Spec: &networking.Gateway{
+			Selector: map[string]string{"istio": "eastwestgateway"}, Servers: []*networking.Server{{
+				Port:  &networking.Port{Number: w.port, Protocol: "TLS"},
+				Hosts: []string{"open/*.local"}, Tls: &networking.ServerTLSSettings{Mode: networking.ServerTLSSettings_AUTO_PASSTHROUGH},
+			}},
+		}}},
 		DestinationRules: []*mesh.DestinationRule{{
 			Object: mesh.ObjectRef{Kind: "DestinationRule", Namespace: "shop", Name: "web"},
 			Spec: &networking.DestinationRule{Host: web.Host, Subsets: []*networking.Subset{
