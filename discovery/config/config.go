@@ -159,6 +159,7 @@ const (
 	ReasonConflict       = "Conflict"       // fields that exclude each other
 	ReasonDuplicate      = "Duplicate"      // declared twice
 	ReasonUnsupported    = "Unsupported"    // understood, not honoured
+	ReasonSatisfied      = "Satisfied"      // not needed: what it asks for is done without it
 	ReasonUnknownHost    = "UnknownHost"    // a host that no service has
 	ReasonUnknownSubset  = "UnknownSubset"  // a subset that no DestinationRule of the host defines
 	ReasonUnknownPort    = "UnknownPort"    // a port that the host does not have

@@ -110,9 +110,7 @@ func (o *object) loadBalancer(at string, lb *networking.LoadBalancerSettings) {
 		}
 		o.hash(at+".consistentHash", h)
 	}
-	if lb.LocalityLbSetting != nil {
-		o.unsupported(at+".localityLbSetting", "endpoints of all localities are used alike")
-	}
+	o.localityLb(at+".localityLbSetting", lb.LocalityLbSetting)
 	if lb.ZoneAwareLbSetting != nil {
 		o.unsupported(at+".zoneAwareLbSetting", "endpoints of all zones are used alike")
 	}
@@ -121,6 +119,27 @@ func (o *object) loadBalancer(at string, lb *networking.LoadBalancerSettings) {
 	}
 	if lb.WarmupDurationSecs != nil { // the older field
 		o.unsupported(at+".warmupDurationSecs", "new endpoints get their full share at once")
+	}
+}
+
+// localityLb checks the shares and the order of localities.
+func (o *object) localityLb(at string, s *networking.LocalityLoadBalancerSetting) {
+	if len(s.GetDistribute()) > 0 && (len(s.GetFailover()) > 0 || len(s.GetFailoverPriority()) > 0) {
+		o.reject(at, ReasonConflict, "distribute stands beside failover", "keep one of the two")
+	}
+	for i, d := range s.GetDistribute() {
+		total := uint32(0)
+		for _, n := range d.GetTo() {
+			total += n
+		}
+		if total != 100 {
+			o.invalid(fmt.Sprintf("%s.distribute[%d].to", at, i), fmt.Sprintf("the shares add up to %d", total), "make them 100")
+		}
+	}
+	for i, f := range s.GetFailover() {
+		if f.GetFrom() == f.GetTo() {
+			o.invalid(fmt.Sprintf("%s.failover[%d]", at, i), show(f.GetFrom())+" is to stand in for itself", "name another region")
+		}
 	}
 }
 

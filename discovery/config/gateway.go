@@ -40,7 +40,7 @@ func (o *object) server(at string, s *networking.Server) bool {
 	o.checkPort(at+".port.number", int64(s.Port.Number))
 	p, known := protocolNamed(s.Port.Protocol)
 	if !known {
-		o.invalid(at+".port.protocol", show(s.Port.Protocol)+" is not a protocol", "write one of HTTP, HTTP2, GRPC")
+		o.invalid(at+".port.protocol", show(s.Port.Protocol)+" is not a protocol", "write one of HTTP, HTTP2, GRPC, TLS, TCP")
 	}
 	if len(s.Hosts) == 0 {
 		o.reject(at+".hosts", ReasonMissing, "the server has no host", `name hosts, or "*"`)
@@ -65,9 +65,12 @@ func (o *object) server(at string, s *networking.Server) bool {
 	if s.DefaultEndpoint != "" {
 		o.unsupported(at+".defaultEndpoint", "VirtualServices say where it leads")
 	}
+	mode := s.GetTls().GetMode()
+	passes := mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH || mode == networking.ServerTLSSettings_PASSTHROUGH
 	switch {
-	case s.GetTls().GetMode() == networking.ServerTLSSettings_AUTO_PASSTHROUGH:
-		o.note(at+".tls.mode", ReasonUnsupported, "the server is left out: the east-west gateways serve exported services without a Gateway", "remove the server")
+	case s.Tls != nil && passes && (p == mesh.TLS || p == mesh.HTTPS), s.Tls == nil && strings.EqualFold(s.Port.Protocol, "TCP"):
+	case mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH:
+		o.note(at+".port.protocol", ReasonConflict, show(s.Port.Protocol)+" is not TLS, which tls.mode AUTO_PASSTHROUGH needs; the server is left out", "write TLS")
 		return false
 	case s.Tls != nil && !onlyRedirects(s.Tls, p):
 		o.unsupported(at+".tls", "the server is left out")

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	networking "istio.io/api/networking/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -27,6 +28,9 @@ const (
 
 // ReasonNoAddress: a gateway has no address that other networks could dial.
 const ReasonNoAddress = "NoGatewayAddress"
+
+// eastWestRouters are the routers that a Gateway API Gateway of class istio-east-west programs.
+var eastWestRouters = map[string]string{"istio": "eastwestgateway"}
 
 func isHostName(s string) bool { return len(validation.IsDNS1123Subdomain(s)) == 0 }
 
@@ -131,6 +135,7 @@ type gatewayAPI struct {
 		GatewayClassName string           `json:"gatewayClassName"`
 		Addresses        []gatewayAddress `json:"addresses"`
 		Listeners        []struct {
+			Name     string `json:"name"`
 			Port     int64  `json:"port"`
 			Protocol string `json:"protocol"`
 			TLS      struct {
@@ -171,6 +176,7 @@ func (o *object) eastWestGateway() {
 		return
 	}
 	port, field := uint32(gatewayPort), ""
+	var servers []*networking.Server
 	for i, l := range g.Spec.Listeners {
 		passes := strings.EqualFold(l.Protocol, "TLS") && (l.TLS.Mode == "Passthrough" || l.TLS.Options[optionListener] == "auto-passthrough")
 		if passes && field == "" {
@@ -179,6 +185,12 @@ func (o *object) eastWestGateway() {
 				return
 			}
 			port = uint32(l.Port)
+		}
+		if passes {
+			servers = append(servers, &networking.Server{
+				Port: &networking.Port{Number: uint32(l.Port), Protocol: "TLS", Name: l.Name}, Hosts: []string{"*.local"},
+				Tls: &networking.ServerTLSSettings{Mode: networking.ServerTLSSettings_AUTO_PASSTHROUGH},
+			})
 		}
 	}
 	if field == "" && len(g.Spec.Listeners) > 0 {
@@ -189,6 +201,10 @@ func (o *object) eastWestGateway() {
 		addresses = g.Spec.Addresses
 	}
 	n := &mesh.Network{ID: mesh.NetworkID(network), Object: o.ref}
+	if len(servers) > 0 && g.Spec.GatewayClassName == classEastWest && !o.d.opts.Remote {
+		// What the class means to Istio: every service is open to the clusters of the mesh.
+		o.d.in.Gateways = append(o.d.in.Gateways, &mesh.Gateway{Object: o.ref, Spec: &networking.Gateway{Selector: eastWestRouters, Servers: servers}})
+	}
 	cluster := o.d.opts.Local
 	if g.Spec.GatewayClassName == classRemote {
 		cluster = ""

@@ -207,6 +207,8 @@ func (o *object) known() bool {
 	case slices.Contains(decoded, kind):
 		return true
 	case slices.Contains(ignored, kind):
+	case kind == "EnvoyFilter" && o.group == "networking.istio.io" && o.rewritesGlobal():
+		o.note("kind", ReasonSatisfied, "what the filter asks for is done without it: gateways know services by their .global names, too", "remove it when no Istio reads it any more")
 	case slices.Contains(unsupported, kind), o.group == "gateway.networking.k8s.io", o.group == "telemetry.istio.io", o.group == "extensions.istio.io":
 		o.note("kind", ReasonUnsupported, kind+" is not honoured: the object has no effect", "remove it so that nobody relies on it")
 	case handled(o.group):
@@ -217,6 +219,36 @@ func (o *object) known() bool {
 		o.reject("kind", ReasonUnknownKind, "the API group "+show(cmp.Or(o.group, "core"))+" has no kind "+show(kind), remedy)
 	}
 	return false
+}
+
+// rewritesGlobal reports whether an EnvoyFilter is Istio's for gateways of several control planes, which turns names
+// below .global into local ones by a filter that Envoy no longer has, and does nothing else.
+func (o *object) rewritesGlobal() bool {
+	var f struct {
+		Spec struct {
+			Filters []struct {
+				Name string `json:"filterName"`
+			} `json:"filters"`
+			Patches []struct {
+				Patch struct {
+					Value struct {
+						Name string `json:"name"`
+					} `json:"value"`
+				} `json:"patch"`
+			} `json:"configPatches"`
+		} `json:"spec"`
+	}
+	if json.Unmarshal(o.raw, &f) != nil {
+		return false
+	}
+	var names []string
+	for _, x := range f.Spec.Filters {
+		names = append(names, x.Name)
+	}
+	for _, x := range f.Spec.Patches {
+		names = append(names, x.Patch.Value.Name)
+	}
+	return len(names) > 0 && !slices.ContainsFunc(names, func(n string) bool { return !strings.HasSuffix(n, "network.tcp_cluster_rewrite") })
 }
 
 // named checks and defaults name and namespace, and refuses what the file already has.

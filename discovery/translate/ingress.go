@@ -65,12 +65,24 @@ func (v *view) servers() map[uint32][]server {
 					continue
 				}
 				out[port] = append(out[port], server{s, g})
+			case "TLS", "HTTPS", "TCP":
+				if passesOn(s) {
+					continue // by package gateway
+				}
+				fallthrough
 			default:
 				v.problems.add(g.Object, field+".port.protocol", reasonUnsupported, "protocol "+s.GetPort().GetProtocol()+": only HTTP servers are served by ingress gateways")
 			}
 		}
 	}
 	return out
+}
+
+// passesOn reports whether a server passes connections on as they are.
+func passesOn(s *networking.Server) bool {
+	mode := s.GetTls().GetMode()
+	return strings.EqualFold(s.GetPort().GetProtocol(), "TCP") == (s.GetTls() == nil) &&
+		(mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH || mode == networking.ServerTLSSettings_PASSTHROUGH)
 }
 
 // gatewayHosts merges the routes of all VirtualServices bound to the servers of one port, by host.

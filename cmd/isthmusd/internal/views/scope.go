@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -232,15 +233,33 @@ func resources(snap *mesh.Snapshot, p *mesh.Proxy) (xds.Set, []mesh.Problem, err
 	if p == nil {
 		return xds.Set{}, nil, nil
 	}
-	if p.EastWest {
-		options := gateway.Options{IPv6: slices.ContainsFunc(p.Addresses, netip.Addr.Is6)}
-		r, problems := options.Translate(snap)
-		set, err := encode(translate.Resources{Clusters: r.Clusters, Listeners: r.Listeners})
-		return set, problems, err
-	}
 	r, problems := translate.Translate(snap, p)
+	if p.Type == mesh.Router {
+		options := gateway.Options{IPv6: slices.ContainsFunc(p.Addresses, netip.Addr.Is6), Proxy: p}
+		passing, more := options.Translate(snap)
+		problems = append(problems, more...)
+		problems = append(problems, join(&r, passing)...)
+	}
 	set, err := encode(r)
 	return set, problems, err
+}
+
+// join adds what a router passes on to what it terminates. Of two listeners at one port the terminating one counts.
+func join(r *translate.Resources, passing gateway.Resources) (problems []mesh.Problem) {
+	taken := map[uint32]bool{}
+	for _, l := range r.Listeners {
+		taken[l.GetAddress().GetSocketAddress().GetPortValue()] = true
+	}
+	for _, l := range passing.Listeners {
+		if port := l.GetAddress().GetSocketAddress().GetPortValue(); taken[port] {
+			problems = append(problems, mesh.Problem{Object: mesh.ObjectRef{Kind: "Port", Name: strconv.FormatUint(uint64(port), 10)}, Reason: "PortConflict",
+				Message: "one Gateway has an HTTP server at this port and another passes TLS or TCP on; HTTP is served", Remedy: "give one of the two another port"})
+			continue
+		}
+		r.Listeners = append(r.Listeners, l)
+	}
+	r.Clusters = append(r.Clusters, passing.Clusters...)
+	return problems
 }
 
 func encode(r translate.Resources) (xds.Set, error) {
