@@ -21,10 +21,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
+	"sync/atomic"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -111,21 +110,44 @@ func (key) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText returns [redacted].
 func (key) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// CA signs the certificates of one trust domain. It is immutable and safe for concurrent use.
+// CA signs the certificates of one trust domain. It is safe for concurrent use. Only Use changes it.
 type CA struct {
-	config   Config
-	domain   spiffeid.TrustDomain
-	key      key
-	chain    []*x509.Certificate // signer first, root last
-	roots    []*x509.Certificate
-	rootsPEM []byte
-	bundle   *x509bundle.Bundle
-	tokens   tokenKey
+	config Config
+	domain spiffeid.TrustDomain
+	tokens tokenKey
+	state  *atomic.Pointer[state] // by pointer, so that a copy is the same CA
 }
 
 // LoadOrCreate loads the given CA, or the one made here before, or makes one. A file that is there and wrong is an
 // error that wraps *Invalid; nothing that exists is ever overwritten.
 func LoadOrCreate(c Config) (*CA, error) {
+	ca, err := prepare(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("CA: make folder: %w", err)
+	}
+	var by *Authority
+	if c.Given != "" {
+		by, err = ca.loadGiven()
+	} else {
+		by, err = ca.loadOwn()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if ca.tokens, err = loadTokenKey(filepath.Join(c.Dir, tokenKeyFile)); err != nil {
+		return nil, err
+	}
+	if err := ca.Use(by, nil); err != nil {
+		return nil, err
+	}
+	return ca, nil
+}
+
+// prepare checks c and makes a CA that cannot sign yet.
+func prepare(c Config) (*CA, error) {
 	if c.DefaultTTL == 0 {
 		c.DefaultTTL = 24 * time.Hour
 	}
@@ -145,160 +167,79 @@ func LoadOrCreate(c Config) (*CA, error) {
 	if err != nil || domain.Name() != string(c.TrustDomain) {
 		return nil, fmt.Errorf("CA: %q is not a trust domain: use lower case letters, digits, dots and hyphens", c.TrustDomain)
 	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("CA: make folder: %w", err)
-	}
-	ca := &CA{config: c, domain: domain}
-	if c.Given != "" {
-		err = ca.loadGiven()
-	} else {
-		err = ca.loadOwn()
-	}
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range ca.roots {
-		ca.rootsPEM = append(ca.rootsPEM, encodeCert(r)...)
-	}
-	ca.bundle = x509bundle.FromX509Authorities(domain, ca.roots)
-	if ca.tokens, err = loadTokenKey(filepath.Join(c.Dir, tokenKeyFile)); err != nil {
-		return nil, err
-	}
-	if left := ca.Expires().Sub(c.Now()); left < 30*24*time.Hour {
-		c.Log.Warn("the CA expires soon; rotate it", "expires", ca.Expires(), "trustDomain", string(c.TrustDomain))
-	}
-	return ca, nil
+	return &CA{config: c, domain: domain, state: new(atomic.Pointer[state])}, nil
 }
 
 // TrustDomain returns the trust domain that the CA signs for.
 func (ca *CA) TrustDomain() mesh.TrustDomain { return ca.config.TrustDomain }
-
-// Roots returns the roots in PEM: the trust domain's bundle.
-func (ca *CA) Roots() []byte { return bytes.Clone(ca.rootsPEM) }
-
-// Chain returns what signs, signer first and root last.
-func (ca *CA) Chain() []*x509.Certificate { return slices.Clone(ca.chain) }
-
-// Root returns the root at the end of the chain. Every certificate that Issue makes carries it, so a join token may pin it.
-func (ca *CA) Root() *x509.Certificate { return ca.chain[len(ca.chain)-1] }
-
-// Expires says when the first certificate of the chain ends.
-func (ca *CA) Expires() time.Time {
-	out := ca.chain[0].NotAfter
-	for _, c := range ca.chain[1:] {
-		if c.NotAfter.Before(out) {
-			out = c.NotAfter
-		}
-	}
-	return out
-}
 
 // String names the CA without its key.
 func (ca *CA) String() string { return "CA of " + string(ca.config.TrustDomain) }
 
 const remedyGiven = "put a matching set of ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem there, as for Istio's cacerts"
 
-func (ca *CA) loadGiven() error {
+func (ca *CA) loadGiven() (*Authority, error) {
 	file := func(name string) string { return filepath.Join(ca.config.Given, name) }
-	certs, err := readCerts(file(givenCert), remedyGiven)
-	if err != nil {
-		return err
-	}
-	signer, err := readKey(file(givenKey), remedyGiven)
-	if err != nil {
-		return err
-	}
-	if ca.roots, err = readCerts(file(givenRoot), remedyGiven); err != nil {
-		return err
-	}
-	between, err := readCerts(file(givenChain), remedyGiven)
-	if err != nil {
-		return err
-	}
-	if err := ca.check(file(givenCert), certs[0], remedyGiven); err != nil {
-		return err
-	}
-	if err := matches(file(givenKey), certs[0], signer, remedyGiven); err != nil {
-		return err
-	}
-	if ca.roots, err = ca.usable(file(givenRoot), ca.roots); err != nil {
-		return err
-	}
-	for _, c := range between {
-		if err := ca.check(file(givenChain), c, remedyGiven); err != nil {
-			return err
+	var m Material
+	for _, x := range []struct {
+		to   *[]byte
+		name string
+	}{{&m.Cert, givenCert}, {&m.Key, givenKey}, {&m.Root, givenRoot}, {&m.Chain, givenChain}} {
+		data, err := readFile(file(x.name), remedyGiven)
+		if err != nil {
+			return nil, err
+		}
+		if *x.to = data; len(bytes.TrimSpace(data)) == 0 {
+			return nil, &Invalid{File: file(x.name), Reason: ReasonNotPEM, Message: "the file is empty", Remedy: remedyGiven}
 		}
 	}
-	chains, err := certs[0].Verify(x509.VerifyOptions{
-		Roots: pool(ca.roots), Intermediates: pool(between), CurrentTime: ca.config.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	})
-	if err != nil {
-		return &Invalid{File: file(givenChain), Reason: ReasonChain, Message: fmt.Sprintf("%s does not lead from %s to a root in %s: %v", givenChain, givenCert, givenRoot, err), Remedy: remedyGiven}
-	}
-	ca.chain, ca.key = chains[0], hide(signer)
-	return nil
+	return ca.parse(file, m)
 }
 
-// usable returns the roots that are good now. One that is not stops nothing as long as another is left.
-func (ca *CA) usable(file string, roots []*x509.Certificate) (out []*x509.Certificate, err error) {
-	for _, r := range roots {
-		if bad := ca.check(file, r, remedyGiven); bad != nil {
-			ca.config.Log.Warn("a root certificate is left out", "err", bad)
-			err = bad
-			continue
-		}
-		out = append(out, r)
-	}
-	if len(out) > 0 {
-		return out, nil
-	}
-	return nil, err
-}
-
-func (ca *CA) loadOwn() error {
+func (ca *CA) loadOwn() (*Authority, error) {
 	certFile, keyFile := filepath.Join(ca.config.Dir, rootCertFile), filepath.Join(ca.config.Dir, rootKeyFile)
 	remedy := "restore it from a backup; or, to start a new trust domain that peers must be told about, remove " + rootCertFile + " and " + rootKeyFile
 	haveCert, haveKey := exists(certFile), exists(keyFile)
 	if haveCert && !haveKey {
-		return &Invalid{File: keyFile, Reason: ReasonMissing, Message: "the root certificate is there, its key is not", Remedy: remedy}
+		return nil, &Invalid{File: keyFile, Reason: ReasonMissing, Message: "the root certificate is there, its key is not", Remedy: remedy}
 	}
 	if !haveKey {
 		signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
-			return fmt.Errorf("CA: make root key: %w", err)
+			return nil, fmt.Errorf("CA: make root key: %w", err)
 		}
 		if err := writeKey(keyFile, signer); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	signer, err := readKey(keyFile, remedy)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !haveCert { // also after a crash between the two files
 		der, err := ca.makeRoot(signer)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if err := writeFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
-			return err
+			return nil, err
 		}
 		ca.config.Log.Info("made a root certificate", "file", certFile, "trustDomain", string(ca.config.TrustDomain))
 	}
-	if ca.roots, err = readCerts(certFile, remedy); err != nil {
-		return err
+	roots, err := readCerts(certFile, remedy)
+	if err != nil {
+		return nil, err
 	}
-	if err := ca.check(certFile, ca.roots[0], remedy); err != nil {
-		return err
+	if err := ca.check(certFile, roots[0], remedy); err != nil {
+		return nil, err
 	}
-	if err := matches(keyFile, ca.roots[0], signer, remedy); err != nil {
-		return err
+	if err := matches(keyFile, roots[0], signer, remedy); err != nil {
+		return nil, err
 	}
 	if info, err := os.Stat(keyFile); err == nil && info.Mode().Perm()&0o077 != 0 {
 		ca.config.Log.Warn("the root key is readable by others; run chmod 600", "file", keyFile, "mode", info.Mode().Perm().String())
 	}
-	ca.chain, ca.key = ca.roots[:1], hide(signer)
-	return nil
+	return &Authority{chain: roots[:1], roots: roots, key: hide(signer)}, nil
 }
 
 func (ca *CA) makeRoot(signer crypto.Signer) ([]byte, error) {

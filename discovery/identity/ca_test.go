@@ -350,7 +350,7 @@ func TestSign(t *testing.T) {
 			if left := time.Until(leaf.NotAfter); left > time.Hour || left < time.Hour-time.Minute || time.Since(leaf.NotBefore) < backdate {
 				t.Errorf("valid from %s to %s", leaf.NotBefore, leaf.NotAfter)
 			}
-			if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool(ca.roots)}); err != nil {
+			if _, err := leaf.Verify(x509.VerifyOptions{Roots: pool(ca.Authority().roots)}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -486,19 +486,19 @@ func TestKeysAreNeverPrinted(t *testing.T) {
 	hidden := struct{ ca CA }{*ca}
 	var out bytes.Buffer
 	for _, h := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
-		slog.New(h).Info("m", "ca", ca, "value", *ca, "key", ca.key, "hidden", hidden)
+		slog.New(h).Info("m", "ca", ca, "value", *ca, "key", ca.Authority().key, "hidden", hidden)
 	}
-	for _, v := range []any{ca, *ca, ca.key, ca.tokens, hidden, &hidden} {
+	for _, v := range []any{ca, *ca, ca.Authority(), *ca.Authority(), ca.Authority().key, Material{Key: []byte("x")}, ca.tokens, hidden, &hidden} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
 	}
-	b, err := json.Marshal(ca.key)
+	b, err := json.Marshal(ca.Authority().key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	out.Write(b)
-	for _, k := range []key{ca.key, ca.tokens.key} {
+	for _, k := range []key{ca.Authority().key, ca.tokens.key} {
 		d, err := k.signer().(*ecdsa.PrivateKey).Bytes()
 		if err != nil {
 			t.Fatal(err)

@@ -39,6 +39,14 @@ func readCerts(file, remedy string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseCerts(file, data, remedy)
+}
+
+// parseCerts reads all certificates in PEM; file names them in errors.
+func parseCerts(file string, data []byte, remedy string) ([]*x509.Certificate, error) {
+	if len(data) == 0 {
+		return nil, &Invalid{File: file, Reason: ReasonMissing, Message: "it is missing or empty", Remedy: remedy}
+	}
 	var out []*x509.Certificate
 	for {
 		var block *pem.Block
@@ -61,6 +69,14 @@ func readKey(file, remedy string) (crypto.Signer, error) {
 	data, err := readFile(file, remedy)
 	if err != nil {
 		return nil, err
+	}
+	return parseKeyPEM(file, data, remedy)
+}
+
+// parseKeyPEM reads the first private key in PEM.
+func parseKeyPEM(file string, data []byte, remedy string) (crypto.Signer, error) {
+	if len(data) == 0 {
+		return nil, &Invalid{File: file, Reason: ReasonMissing, Message: "it is missing or empty", Remedy: remedy}
 	}
 	for {
 		var block *pem.Block
@@ -88,11 +104,20 @@ func parseKey(der []byte) crypto.Signer {
 }
 
 func writeKey(file string, signer crypto.Signer) error {
+	data, err := encodeKey(signer)
+	if err != nil {
+		return fmt.Errorf("key for %s: %w", file, err)
+	}
+	return writeFile(file, data, 0o600)
+}
+
+// encodeKey gives PKCS 8 in PEM.
+func encodeKey(signer crypto.Signer) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(signer)
 	if err != nil {
-		return fmt.Errorf("encode key for %s: %w", file, err)
+		return nil, fmt.Errorf("encode private key: %w", err)
 	}
-	return writeFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // writeFile makes a file that is there whole or not at all, also after a crash. It does not replace an existing one.

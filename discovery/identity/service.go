@@ -73,7 +73,7 @@ func (a certificates) Authenticate(ctx context.Context) (Caller, error) {
 		return Caller{}, ErrNoCredentials
 	}
 	chain := info.State.PeerCertificates
-	id, _, err := x509svid.Verify(chain, a.ca.bundle, x509svid.WithTime(a.ca.config.Now()))
+	id, _, err := x509svid.Verify(chain, a.ca.state.Load().bundle, x509svid.WithTime(a.ca.config.Now()))
 	if err != nil {
 		return Caller{}, fmt.Errorf("client certificate refused: %w", err)
 	}

@@ -152,7 +152,7 @@ func serve(t *testing.T, ca *CA, reg prometheus.Registerer) func(client *tls.Cer
 	wg.Go(func() { _ = server.Serve(l) })
 	t.Cleanup(func() { server.Stop(); wg.Wait() })
 	return func(client *tls.Certificate, token string, req *securityv1alpha1.IstioCertificateRequest) (*securityv1alpha1.IstioCertificateResponse, error) {
-		config := &tls.Config{RootCAs: pool(ca.roots), ServerName: "xds.amber.mesh"}
+		config := &tls.Config{RootCAs: pool(ca.Authority().roots), ServerName: "xds.amber.mesh"}
 		if client != nil {
 			config.Certificates = []tls.Certificate{*client}
 		}
@@ -208,7 +208,7 @@ func TestService(t *testing.T) {
 	}
 	expired := func() *tls.Certificate {
 		past := newCA(t, func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-48 * time.Hour) } })
-		past.chain, past.key = ca.chain, ca.key
+		past.state.Store(ca.state.Load())
 		return issue(past, reviews)
 	}()
 	foreign, _ := other.Mint(workload, time.Hour)

@@ -33,12 +33,13 @@ func (ca *CA) Sign(csr []byte, id string, ttl time.Duration) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := ca.sign(pub, id, nil, ttl)
+	by := ca.Authority()
+	leaf, err := ca.sign(by, pub, id, nil, ttl)
 	if err != nil {
 		return nil, err
 	}
 	out := []string{string(encodeCert(leaf))}
-	for _, c := range ca.chain {
+	for _, c := range by.chain {
 		out = append(out, string(encodeCert(c)))
 	}
 	return out, nil
@@ -71,22 +72,26 @@ func parseCSR(data []byte) (crypto.PublicKey, error) {
 
 // Issue makes a key and a certificate for id, for this process's own use. The chain includes the root.
 func (ca *CA) Issue(id string, dns []string, ttl time.Duration) (tls.Certificate, error) {
+	return ca.issue(ca.Authority(), id, dns, ttl)
+}
+
+func (ca *CA) issue(by *Authority, id string, dns []string, ttl time.Duration) (tls.Certificate, error) {
 	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("make key for %s: %w", id, err)
 	}
-	leaf, err := ca.sign(&own.PublicKey, id, dns, ttl)
+	leaf, err := ca.sign(by, &own.PublicKey, id, dns, ttl)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
 	out := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: own, Leaf: leaf}
-	for _, c := range ca.chain {
+	for _, c := range by.chain {
 		out.Certificate = append(out.Certificate, c.Raw)
 	}
 	return out, nil
 }
 
-func (ca *CA) sign(pub crypto.PublicKey, id string, dns []string, ttl time.Duration) (*x509.Certificate, error) {
+func (ca *CA) sign(by *Authority, pub crypto.PublicKey, id string, dns []string, ttl time.Duration) (*x509.Certificate, error) {
 	sid, err := spiffeid.FromString(id)
 	if err != nil || sid.TrustDomain() != ca.domain || sid.Path() == "" {
 		return nil, fmt.Errorf("sign a certificate for %.256q: it is not an identity of trust domain %s", id, ca.domain.Name())
@@ -96,11 +101,11 @@ func (ca *CA) sign(pub crypto.PublicKey, id string, dns []string, ttl time.Durat
 	}
 	now := ca.config.Now()
 	until := now.Add(min(ttl, ca.config.MaxTTL))
-	if end := ca.Expires(); until.After(end) {
+	if end := by.expires(); until.After(end) {
 		until = end
 	}
 	if !until.After(now) {
-		return nil, fmt.Errorf("sign a certificate for %s: the CA expired at %s; rotate it", id, ca.Expires().UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("sign a certificate for %s: the CA expired at %s; rotate it", id, by.expires().UTC().Format(time.RFC3339))
 	}
 	serial, err := serialNumber()
 	if err != nil {
@@ -114,15 +119,15 @@ func (ca *CA) sign(pub crypto.PublicKey, id string, dns []string, ttl time.Durat
 		SerialNumber: serial, NotBefore: now.Add(-backdate), NotAfter: until, URIs: []*url.URL{sid.URL()}, DNSNames: dns,
 		KeyUsage: usage, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.chain[0], pub, ca.key.signer())
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, by.chain[0], pub, by.key.signer())
 	if err != nil {
 		return nil, fmt.Errorf("sign a certificate for %s: %w", id, err)
 	}
 	return x509.ParseCertificate(der)
 }
 
-// Rotating is a certificate of this process's own that is renewed when half of its life is over, by whoever asks for
-// it then. It is safe for concurrent use.
+// Rotating is a certificate of this process's own that is renewed when half of its life is over, or when another
+// authority signs, by whoever asks for it then. It is safe for concurrent use.
 type Rotating struct {
 	ca  *CA
 	id  string
@@ -131,6 +136,7 @@ type Rotating struct {
 
 	mu      sync.Mutex
 	current *tls.Certificate
+	by      *Authority
 	renew   time.Time
 }
 
@@ -146,11 +152,11 @@ func (ca *CA) Rotating(id string, dns []string, ttl time.Duration) (*Rotating, e
 func (r *Rotating) Certificate() (*tls.Certificate, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := r.ca.config.Now()
-	if r.current != nil && now.Before(r.renew) {
+	now, by := r.ca.config.Now(), r.ca.Authority()
+	if r.current != nil && r.by == by && now.Before(r.renew) {
 		return r.current, nil
 	}
-	next, err := r.ca.Issue(r.id, r.dns, r.ttl)
+	next, err := r.ca.issue(by, r.id, r.dns, r.ttl)
 	if err != nil {
 		if r.current != nil && now.Before(r.current.Leaf.NotAfter) {
 			r.ca.config.Log.Warn("could not renew own certificate, the old one stays in use", "id", r.id, "until", r.current.Leaf.NotAfter, "err", err)
@@ -159,7 +165,7 @@ func (r *Rotating) Certificate() (*tls.Certificate, error) {
 		}
 		return nil, err
 	}
-	r.current, r.renew = &next, now.Add(next.Leaf.NotAfter.Sub(now)/2)
+	r.current, r.by, r.renew = &next, by, now.Add(next.Leaf.NotAfter.Sub(now)/2)
 	return r.current, nil
 }
 

@@ -65,7 +65,25 @@ func loadTokenKey(file string) (tokenKey, error) {
 			return tokenKey{}, err
 		}
 	}
-	signer, err := readKey(file, remedy)
+	data, err := readFile(file, remedy)
+	if err != nil {
+		return tokenKey{}, err
+	}
+	return parseTokenKey(file, data)
+}
+
+// NewTokenKey makes a key of workload tokens, in PEM.
+func NewTokenKey() ([]byte, error) {
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make workload token key: %w", err)
+	}
+	return encodeKey(signer)
+}
+
+func parseTokenKey(file string, data []byte) (tokenKey, error) {
+	const remedy = "remove it to have a new one made; workload tokens that were minted before are worthless then"
+	signer, err := parseKeyPEM(file, data, remedy)
 	if err != nil {
 		return tokenKey{}, err
 	}
