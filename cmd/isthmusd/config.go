@@ -43,7 +43,14 @@ type Config struct {
 		Dir string `yaml:"dir"`
 		// MaxTTL bounds the life of workload certificates.
 		MaxTTL time.Duration `yaml:"maxTTL"`
+		// Settle is how long a new root is told to everybody before certificates are signed under it. Shorter: a stolen
+		// key is out of use sooner; longer: who hears late is not cut off. Used with state.in: kubernetes.
+		Settle time.Duration `yaml:"settle"`
+		// Overlap is how long the roots before are trusted still; longer than certificates live.
+		Overlap time.Duration `yaml:"overlap"`
 	} `yaml:"ca"`
+	// State is where keys, the standing of peers and grants of tokens are kept.
+	State StateConfig `yaml:"state"`
 	// Admin is the operator's way in.
 	Admin struct {
 		Socket string `yaml:"socket"`
@@ -76,6 +83,8 @@ func defaultConfig() Config {
 	c.Metrics = "0.0.0.0:15014"
 	c.Source.Kube.Namespace = "istio-system"
 	c.CA.MaxTTL = 24 * time.Hour
+	c.CA.Settle, c.CA.Overlap = time.Minute, 48*time.Hour
+	c.State = defaultState()
 	c.Federation.LateAfter = 3 * time.Second
 	c.Federation.Lease = 10 * time.Minute
 	c.MachineGrace = 10 * time.Second
@@ -140,6 +149,10 @@ func (c Config) validate() error {
 		return fmt.Errorf("trustDomain: %q is not a SPIFFE trust domain", c.TrustDomain)
 	case c.CA.MaxTTL <= 0:
 		return fmt.Errorf("ca.maxTTL: %s is not a time that a certificate can live", c.CA.MaxTTL)
+	case c.CA.Settle < 0:
+		return fmt.Errorf("ca.settle: %s is negative", c.CA.Settle)
+	case c.CA.Overlap < c.CA.MaxTTL:
+		return fmt.Errorf("ca.overlap: %s is shorter than certificates may live, ca.maxTTL %s", c.CA.Overlap, c.CA.MaxTTL)
 	case c.MachineGrace < 0:
 		return fmt.Errorf("machineGrace: %s is negative", c.MachineGrace)
 	case c.Federation.LateAfter <= 0:
@@ -167,6 +180,9 @@ func (c Config) validate() error {
 		if _, err := netip.ParseAddrPort(a); err != nil {
 			return fmt.Errorf("advertise[%d]: %q is not IP:PORT", i, a)
 		}
+	}
+	if err := c.State.validate(); err != nil {
+		return err
 	}
 	if c.XDSPlaintext != "" {
 		host, _, err := net.SplitHostPort(c.XDSPlaintext)

@@ -193,7 +193,7 @@ func (d *daemon) admitMachine(_ context.Context, g token.Grant, j *federationv1.
 		return nil, err
 	}
 	out := &federationv1.Machine{
-		CertChainPem: chain, Bundle: d.local.Roots, Cluster: d.cfg.Cluster, TrustDomain: string(d.local.TrustDomain), Network: string(m.Network),
+		CertChainPem: chain, Bundle: d.ca.Roots(), Cluster: d.cfg.Cluster, TrustDomain: string(d.local.TrustDomain), Network: string(m.Network),
 		Name: m.Name, Namespace: m.Namespace, ServiceAccount: m.ServiceAccount, Labels: m.Labels, Ports: m.Ports,
 		ControlPlaneName: sni.XDS.Name(d.local.TrustDomain),
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/federation/ledger"
+	"github.com/isthmus-mesh/isthmus/federation/peering"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/federation/trust"
 	"github.com/isthmus-mesh/isthmus/internal/tlsmux"
@@ -139,13 +140,18 @@ func (d *daemon) dialGossip(ctx context.Context, name string) (net.Conn, error) 
 	return nil, fmt.Errorf("gossip with %s: %w", name, err)
 }
 
-// setTrust takes the roots of every member; our own stay.
+// setTrust takes the roots of every member; our own stay. nil: those of members as before.
 func (d *daemon) setTrust(roots map[mesh.TrustDomain][]byte) {
+	d.trusting.Lock()
+	defer d.trusting.Unlock()
+	if roots != nil {
+		d.peerRoots = roots
+	}
 	all := map[mesh.TrustDomain][]byte{}
-	for td, pem := range roots {
+	for td, pem := range d.peerRoots {
 		all[td] = pem
 	}
-	all[d.local.TrustDomain] = d.local.Roots
+	all[d.local.TrustDomain] = d.ca.Roots()
 	if err := d.bundles.Set(all); err != nil {
 		d.log.Error("roots of a member not taken", "part", "trust", "err", err)
 	}
@@ -179,6 +185,10 @@ func (d *daemon) authenticator() identity.Authenticator {
 // feed gives members the record stream and proxies their view.
 func (d *daemon) feed(vs *views.Views) func(xds.Client) (xds.Feed, func(), error) {
 	return func(c xds.Client) (xds.Feed, func(), error) {
+		if strings.HasPrefix(c.Node.GetId(), peering.ReplicaNode) && c.Identity == "spiffe://"+string(d.local.TrustDomain)+pathControlPlane {
+			f, err := d.peering.Replicas()
+			return f, nil, err
+		}
 		if rest, ok := strings.CutPrefix(c.Identity, "spiffe://"); ok && strings.HasSuffix(rest, pathPeer) {
 			f, err := d.peering.Feed(mesh.TrustDomain(strings.TrimSuffix(rest, pathPeer)))
 			return f, nil, err

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,11 +63,17 @@ type daemon struct {
 	bundles  *trust.Bundles
 	certs    certificates
 	peering  *peering.Peering
-	gossip   *gossip.Gossip
+	gossip   *gossiper
 	machines *workload.Source
 	kube     *kube.Source      // nil: no API server is read
 	reviews  *identity.Reviews // nil, too, then
 	grants   *token.Grants
+	kept     *keeping
+	// snapshots are the store's.
+	snapshots mesh.Snapshots
+
+	trusting  sync.Mutex
+	peerRoots map[mesh.TrustDomain][]byte // as setTrust was told
 }
 
 // run puts the parts together and runs them until ctx ends or one fails.
@@ -80,17 +87,11 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		return diag.Hint(fmt.Errorf("data directory: %w", err), "make %s writable, or name another dataDir", cfg.DataDir)
 	}
 	d := &daemon{cfg: cfg, log: log, bundles: &trust.Bundles{}}
-	led, err := ledger.Open(cfg.data("ledger.db"))
-	if err != nil {
-		return diag.Hint(err, "one isthmusd for each dataDir: end the other one")
-	}
-	defer led.Close()
-	if d.ca, err = identity.LoadOrCreate(identity.Config{Dir: cfg.DataDir, Given: cfg.CA.Dir, TrustDomain: mesh.TrustDomain(cfg.TrustDomain), MaxTTL: cfg.CA.MaxTTL, Log: log}); err != nil {
+	if d.kept, err = keep(ctx, cfg, log); err != nil {
 		return err
 	}
-	if d.key, err = ledger.LoadOrCreateKey(cfg.data("federation.key")); err != nil {
-		return err
-	}
+	defer d.kept.close()
+	d.ca, d.key = d.kept.ca, d.kept.key
 	if d.certs, err = newCertificates(d.ca, mesh.TrustDomain(cfg.TrustDomain), cfg.Source.Kube.Namespace); err != nil {
 		return err
 	}
@@ -103,8 +104,9 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	}
 
 	sc := store.DefaultConfig(d.local)
-	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), store.FileMemory(cfg.data("addresses.json")), config.CheckReferences
+	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), d.kept.memory, config.CheckReferences
 	st := store.New(sc, log, reg)
+	d.snapshots = st
 	if d.machines, err = workload.New(workload.Config{Dir: cfg.data("machines"), Sink: st.Sink("machine"), Grace: cfg.MachineGrace, Log: log}); err != nil {
 		return err
 	}
@@ -112,8 +114,8 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	if err != nil {
 		return err
 	}
-	d.grants = token.NewGrants(led.Bucket("grants"))
-	if err := d.federate(led, st, reg); err != nil {
+	d.grants = token.NewGrants(d.kept.grants)
+	if err := d.federate(st, reg); err != nil {
 		return err
 	}
 	vs := views.New(st, log, reg)
@@ -159,6 +161,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		{"grpc", serveGRPC(srv, queue)},
 		{"operator", op.Run},
 	}...)
+	parts = append(parts, d.kept.parts(d, st)...)
 	if ports.metrics != nil {
 		parts = append(parts, part{"metrics", serveMetrics(ports.metrics, reg, st)})
 	}
@@ -204,21 +207,14 @@ func (p ports) close() {
 	}
 }
 
-// federate makes the peer agent out of what the ledger kept.
-func (d *daemon) federate(led *ledger.Ledger, st *store.Store, reg prometheus.Registerer) error {
-	contents, err := led.Load()
-	if err != nil {
-		return err
-	}
-	for _, skipped := range contents.Skipped {
-		d.log.Error("ledger entry not loaded", "err", skipped)
-	}
+// federate makes the peer agent out of what was kept.
+func (d *daemon) federate(st *store.Store, reg prometheus.Registerer) (err error) {
 	d.peering, err = peering.New(peering.Config{
 		Core: protocol.Config{
 			Name: d.local.ID, TrustDomain: d.local.TrustDomain, PublicKey: d.key.Public(), Sign: d.key.Sign,
 			LateAfter: d.cfg.Federation.LateAfter, Lease: d.cfg.Federation.Lease, Beat: uint64(time.Now().Unix()), Seed: uint64(time.Now().UnixNano()),
 		},
-		State: contents.State(0, time.Now()), Log: led, Local: d.local, Snapshots: st, Policy: policy.Options{AllowLoopback: d.cfg.allowLoopback}, Sink: st.Sink("federation"),
+		State: d.kept.state, Log: d.kept.log, Lead: d.kept.leadership(), Local: d.local, Snapshots: st, Policy: policy.Options{AllowLoopback: d.cfg.allowLoopback}, Sink: st.Sink("federation"),
 		Trust: d.setTrust, TLS: d.peerTLS, Broadcast: func(key string, b []byte) { d.gossip.Broadcast(key, b) }, Logger: d.log, Reg: reg,
 	})
 	if err != nil {
@@ -232,7 +228,7 @@ func (d *daemon) federate(led *ledger.Ledger, st *store.Store, reg prometheus.Re
 	if len(d.local.Gateways) > 0 {
 		gc.Advertise = d.local.Gateways[0]
 	}
-	d.gossip = gossip.New(gc)
+	d.gossip = &gossiper{cfg: gc, lead: d.kept.election}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -49,6 +50,8 @@ type Store struct {
 	metrics *metrics
 
 	mu      sync.Mutex
+	local   *mesh.Cluster
+	held    map[string][]netip.Addr // what the next Snapshot remembers; nil: as before
 	inputs  map[inputKey]mesh.Input
 	waiting map[string]bool // sources not synced yet
 	dirty   chan struct{}   // holds one token while inputs are newer than the Snapshot
@@ -71,7 +74,7 @@ type metrics struct {
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) *Store {
 	f := promauto.With(reg)
 	s := &Store{
-		cfg: cfg, log: log, inputs: map[inputKey]mesh.Input{}, waiting: map[string]bool{},
+		cfg: cfg, log: log, local: cfg.Local, inputs: map[inputKey]mesh.Input{}, waiting: map[string]bool{},
 		dirty: make(chan struct{}, 1), changed: make(chan struct{}),
 		metrics: &metrics{
 			builds:   f.NewCounter(prometheus.CounterOpts{Namespace: "isthmus", Subsystem: "store", Name: "builds_total", Help: "Snapshots built."}),
@@ -118,6 +121,25 @@ func (k sink) Synced() {
 	k.store.touch()
 }
 
+// UpdateLocal changes the local cluster of the next Snapshot: its gateways or roots are others. Name, trust domain and
+// network must stay.
+func (s *Store) UpdateLocal(change func(*mesh.Cluster)) {
+	s.mu.Lock()
+	next := *s.local
+	change(&next)
+	s.local = &next
+	s.mu.Unlock()
+	s.touch()
+}
+
+// SetHeld replaces the virtual addresses that are remembered: another replica of the same cluster has settled them.
+func (s *Store) SetHeld(addresses map[string][]netip.Addr) {
+	s.mu.Lock()
+	s.held = maps.Clone(addresses)
+	s.mu.Unlock()
+	s.touch()
+}
+
 func (s *Store) touch() {
 	select {
 	case s.dirty <- struct{}{}:
@@ -142,6 +164,10 @@ func (s *Store) Run(ctx context.Context) error {
 		started := time.Now()
 		s.mu.Lock()
 		inputs, missing := s.sorted(), s.missing()
+		b.cfg.Local = s.local
+		if s.held != nil {
+			b.held, b.assigned, s.held = s.held, nil, nil
+		}
 		s.mu.Unlock()
 		snap := b.build(inputs, missing)
 		s.metrics.builds.Inc()

@@ -1,12 +1,13 @@
 package kubestate
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
-	"time"
+	"net"
+	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +18,14 @@ import (
 var managedBy = map[string]string{"app.kubernetes.io/managed-by": "isthmusd"}
 
 func isForbidden(err error) bool { return apierrors.IsForbidden(err) }
+
+// Transient reports whether an error came from the way to the API, or from what an operator may yet install or allow:
+// it is worth to ask again.
+func Transient(err error) bool {
+	var status apierrors.APIStatus
+	var way net.Error
+	return errors.As(err, &status) || errors.As(err, &way) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNREFUSED)
+}
 
 // isMissingResource tells a resource that the API does not have from an object that is not there.
 func isMissingResource(err error) bool {
@@ -76,29 +85,6 @@ func (c *Client) EnsureSecret(ctx context.Context, name string, fill func(held m
 		default:
 			return nil, c.explain("write", "Secret", name, err)
 		}
-	}
-}
-
-// WatchSecret calls changed with the data of a Secret, nil when there is none, whenever it differs from what was given
-// last, until ctx ends. It asks every so often: keys change rarely, and a poll cannot be lost. An API that is away
-// changes nothing.
-func (c *Client) WatchSecret(ctx context.Context, name string, last map[string][]byte, every time.Duration, changed func(map[string][]byte)) error {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		call, cancel := context.WithTimeout(ctx, callTimeout)
-		data, err := c.Secret(call, name)
-		cancel()
-		if err == nil && (data == nil) == (last == nil) && maps.EqualFunc(data, last, bytes.Equal) || err != nil {
-			continue
-		}
-		last = data
-		changed(data)
 	}
 }
 

@@ -57,18 +57,27 @@ func LoadOrCreateKey(path string) (Key, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	_, private, err := ed25519.GenerateKey(rand.Reader)
+	data, err := MakeKey()
 	if err != nil {
-		return Key{}, fmt.Errorf("make federation key: %w", err)
+		return Key{}, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return Key{}, fmt.Errorf("encode federation key: %w", err)
-	}
-	if err := writeOnce(path, pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der})); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := writeOnce(path, data); err != nil && !errors.Is(err, fs.ErrExist) {
 		return Key{}, fmt.Errorf("write federation key %s: %w", path, err)
 	}
 	return loadKey(path) // another process may have been faster
+}
+
+// MakeKey makes an Ed25519 key, PKCS #8 in PEM.
+func MakeKey() ([]byte, error) {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make federation key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return nil, fmt.Errorf("encode federation key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), nil
 }
 
 func loadKey(path string) (Key, error) {
@@ -83,8 +92,13 @@ func loadKey(path string) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("read federation key %s: %w", path, err)
 	}
+	return ParseKey(path, data)
+}
+
+// ParseKey reads what MakeKey made; from names it in errors.
+func ParseKey(from string, data []byte) (Key, error) {
 	bad := func(why string) (Key, error) {
-		return Key{}, fmt.Errorf("federation key %s %s; restore it from a copy, or move it away and join again", path, why)
+		return Key{}, fmt.Errorf("federation key %s %s; restore it from a copy, or move it away and join again", from, why)
 	}
 	block, _ := pem.Decode(data)
 	if block == nil || block.Type != keyBlock {

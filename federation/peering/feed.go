@@ -36,6 +36,22 @@ func (f *feed) Latest() (xds.Set, <-chan struct{}) {
 	return f.set, f.changed
 }
 
+// serve publishes the records, encoding those that are new.
+func (f *feed) serve(records []*federationv1.Record, digests []*federationv1.Digest) {
+	encoded, named := map[*federationv1.Record]*xds.Resource{}, map[string]*xds.Resource{}
+	for _, r := range records {
+		x := f.records[r]
+		if x == nil {
+			x = xds.NewResource(protocol.ResourceName(r), r)
+		}
+		if x != nil {
+			encoded[r], named[x.Name] = x, x
+		}
+	}
+	f.records = encoded
+	f.publish(xds.Set{RecordType: named, DigestType: digestSet(digests)})
+}
+
 func (f *feed) publish(set xds.Set) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -78,18 +94,13 @@ func (p *Peering) feed(peers []protocol.Peer, digests []*federationv1.Digest) {
 			f = &feed{changed: make(chan struct{})}
 			p.feeds[peer.Name] = f
 		}
-		encoded, named := map[*federationv1.Record]*xds.Resource{}, map[string]*xds.Resource{}
-		for _, r := range p.core.RecordsFor(peer.Name) {
-			x := f.records[r]
-			if x == nil {
-				x = xds.NewResource(protocol.ResourceName(r), r)
-			}
-			if x != nil {
-				encoded[r], named[x.Name] = x, x
-			}
+		f.serve(p.core.RecordsFor(peer.Name), digests)
+	}
+	if p.cfg.Lead != nil {
+		if p.replicas == nil {
+			p.replicas = &feed{changed: make(chan struct{})}
 		}
-		f.records = encoded
-		f.publish(xds.Set{RecordType: named, DigestType: digestSet(digests)})
+		p.replicas.serve(p.core.State().Records, digests)
 	}
 	for name, f := range p.feeds {
 		if !wanted[name] {
@@ -124,6 +135,9 @@ func (p *Peering) beat() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, f := range p.feeds {
+		f.publish(xds.Set{RecordType: f.set[RecordType], DigestType: digestSet(digests)})
+	}
+	if f := p.replicas; f != nil {
 		f.publish(xds.Set{RecordType: f.set[RecordType], DigestType: digestSet(digests)})
 	}
 }

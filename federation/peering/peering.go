@@ -53,8 +53,10 @@ type Config struct {
 	TLS func(mesh.TrustDomain) *tls.Config
 	// Broadcast offers a packet to gossip.
 	Broadcast func(key string, b []byte)
-	Logger    *slog.Logger
-	Reg       prometheus.Registerer
+	// Lead says which of several replicas speaks for the cluster; the others follow it. nil: there is one.
+	Lead   Leadership
+	Logger *slog.Logger
+	Reg    prometheus.Registerer
 }
 
 // Peering is the driver.
@@ -62,21 +64,24 @@ type Peering struct {
 	cfg     Config
 	start   time.Time
 	events  chan protocol.Event
-	calls   chan func(ctx context.Context, now time.Duration)
+	calls   chan call
 	status  atomic.Pointer[Status]
 	rejects *prometheus.CounterVec
 	ended   chan struct{}
 
 	// The rest belongs to the goroutine of Run.
 	core    *protocol.Core
+	local   *mesh.Cluster // the newest
+	follows *following    // nil: this replica speaks
 	links   map[mesh.ClusterID]*link
 	given   map[mesh.ClusterID]bool // origins whose input the sink has
 	trusted map[mesh.TrustDomain][]byte
 	stale   map[mesh.ClusterID]time.Time
 	beaten  uint64 // the own beat last served
 
-	mu    sync.Mutex
-	feeds map[mesh.ClusterID]*feed
+	mu       sync.Mutex
+	feeds    map[mesh.ClusterID]*feed
+	replicas *feed // nil: this replica does not speak
 }
 
 // Status is what operators see.
@@ -101,15 +106,18 @@ func New(cfg Config) (*Peering, error) {
 		return nil, fmt.Errorf("federation: %w", err)
 	}
 	p := &Peering{
-		cfg: cfg, start: time.Now(), events: make(chan protocol.Event, 1024), calls: make(chan func(context.Context, time.Duration)), ended: make(chan struct{}),
+		cfg: cfg, start: time.Now(), events: make(chan protocol.Event, 1024), calls: make(chan call), ended: make(chan struct{}),
 		links: map[mesh.ClusterID]*link{}, given: map[mesh.ClusterID]bool{}, stale: map[mesh.ClusterID]time.Time{}, feeds: map[mesh.ClusterID]*feed{},
 		rejects: promauto.With(cfg.Reg).NewCounterVec(prometheus.CounterOpts{
 			Namespace: "isthmus", Subsystem: "peering", Name: "rejected_total", Help: "Records and statements that were not taken, by reason.",
 		}, []string{"reason"}),
 	}
+	p.local = cfg.Local
 	p.core = protocol.New(cfg.Core, cfg.State)
 	p.publish(true)
-	cfg.Sink.Synced() // what was kept is there before the first snapshot: a restart takes nothing away
+	if cfg.Lead == nil {
+		cfg.Sink.Synced() // what was kept is there before the first snapshot: a restart takes nothing away
+	}
 	return p, nil
 }
 
@@ -119,6 +127,14 @@ func (p *Peering) Status() *Status { return p.status.Load() }
 // Run steps the core until ctx ends. It returns an error when the ledger cannot be written.
 func (p *Peering) Run(ctx context.Context) error {
 	defer close(p.ended)
+	if p.cfg.Lead == nil {
+		return p.speak(ctx)
+	}
+	return p.takePart(ctx)
+}
+
+// speak is this cluster's part in the federation, until ctx ends.
+func (p *Peering) speak(ctx context.Context) error {
 	defer p.stopLinks()
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -144,8 +160,8 @@ func (p *Peering) Run(ctx context.Context) error {
 			p.beat()
 		case ev := <-p.events:
 			err = p.step(ctx, p.more(ev)...)
-		case call := <-p.calls:
-			call(ctx, time.Since(p.start))
+		case c := <-p.calls:
+			c.result <- c.do(ctx, p.now())
 			err = p.step(ctx, protocol.Tick{})
 		case <-changed:
 			snap, changed = p.cfg.Snapshots.Latest()
@@ -172,14 +188,15 @@ func (p *Peering) more(first protocol.Event) []protocol.Event {
 }
 
 func (p *Peering) declaration(snap *mesh.Snapshot) protocol.Declare {
-	own := policy.ClusterStatement(p.cfg.Local, p.cfg.Core.PublicKey, []string{"pod-sni"})
+	p.local = snap.Local
+	own := policy.ClusterStatement(snap.Local, p.cfg.Core.PublicKey, []string{"pod-sni"})
 	return protocol.Declare{Statements: append(policy.Exports(snap), own)}
 }
 
 // step feeds events to the core and does what it asks.
 func (p *Peering) step(ctx context.Context, events ...protocol.Event) error {
 	var actions []protocol.Action
-	now := time.Since(p.start)
+	now := p.now()
 	for _, ev := range events {
 		actions = append(actions, p.core.Step(now, ev)...)
 	}
@@ -198,7 +215,9 @@ func (p *Peering) act(ctx context.Context, actions []protocol.Action) error {
 		case protocol.Broadcast:
 			p.broadcast(a.Record)
 		case protocol.Connect:
-			p.connect(ctx, a)
+			if p.follows == nil {
+				p.connect(ctx, a)
+			}
 			touched = true
 		case protocol.Disconnect:
 			p.disconnect(a.Peer)
@@ -242,7 +261,9 @@ func (p *Peering) publish(records bool) {
 	if records {
 		p.report(peers, s.Banned)
 		p.trust(peers)
-		p.feed(peers, s.Digests)
+		if p.follows == nil {
+			p.feed(peers, s.Digests)
+		}
 	}
 	p.status.Store(s)
 }
@@ -263,7 +284,7 @@ func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) 
 		fresh[peer.Name] = peer.Freshness
 	}
 	// Only a peer that is not fresh carries a time: that of a fresh one changes all the time.
-	origins, _ := policy.Imports(p.cfg.Local, p.core.Records(), func(id mesh.ClusterID) (mesh.Freshness, time.Time) {
+	origins, _ := policy.Imports(p.local, p.core.Records(), func(id mesh.ClusterID) (mesh.Freshness, time.Time) {
 		return fresh[id], p.stale[id]
 	}, p.cfg.Policy)
 	gone := p.given
@@ -425,17 +446,23 @@ func (p *Peering) send(ctx context.Context, ev protocol.Event) {
 	}
 }
 
+// call is something to be done between two steps.
+type call struct {
+	do     func(ctx context.Context, now time.Duration) error
+	result chan error
+}
+
 // call runs f between two steps and returns its error. f gets the context of Run: what it starts outlives the caller.
 func (p *Peering) call(ctx context.Context, f func(ctx context.Context, now time.Duration) error) error {
-	result := make(chan error, 1)
+	c := call{f, make(chan error, 1)}
 	select {
-	case p.calls <- func(run context.Context, now time.Duration) { result <- f(run, now) }:
+	case p.calls <- c:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-p.ended:
 		return errEnded
 	}
-	return <-result
+	return <-c.result
 }
 
 // change steps one event and reports the first refusal it met as an error.

@@ -134,6 +134,8 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.hear(e)
 	case MemberDead:
 		c.dead(e.Name)
+	case Replicate:
+		c.replicate(e)
 	}
 	if c.topology {
 		c.topology = false

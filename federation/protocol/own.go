@@ -97,7 +97,8 @@ func (c *Core) reconcile() {
 	for _, s := range slices.SortedFunc(maps.Keys(c.wanted), slot.compare) {
 		body := c.wanted[s]
 		held := c.self.entries[s]
-		if held != nil && bytes.Equal(held.rec.Body, body) {
+		// A new epoch is told by the cluster record at least, so that what an earlier leader still says is old.
+		if held != nil && bytes.Equal(held.rec.Body, body) && (s.kind != KindCluster || held.rec.Epoch == c.self.mark.Epoch) {
 			continue
 		}
 		aud, err := audienceOf(s.kind, body)

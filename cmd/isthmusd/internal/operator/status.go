@@ -14,6 +14,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/explain"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/federation/peering"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/topologies"
@@ -137,8 +138,8 @@ var shortTypes = map[string]string{
 func (s *Server) proxies() []admin.Proxy {
 	out := []admin.Proxy{}
 	for _, c := range s.cfg.Proxies() {
-		if strings.HasPrefix(c.Node.GetId(), "peer~") {
-			continue // listed as peers
+		if id := c.Node.GetId(); strings.HasPrefix(id, "peer~") || strings.HasPrefix(id, peering.ReplicaNode) {
+			continue // peers are listed as such; a replica is no proxy
 		}
 		p := admin.Proxy{Node: c.Node.GetId(), Identity: c.Identity, Address: c.Addr, Types: map[string]admin.ProxyState{}}
 		for _, t := range c.Types {

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/discovery/identity"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/store"
+)
+
+// Objects of the certificate authority in the root namespace; the first two have Istio's names and form.
+const (
+	givenCASecret = "cacerts"
+	ownCASecret   = "istio-ca-secret"
+	rootsMap      = "isthmus-ca-roots"
+	rootsKey      = "roots.json"
+	caPoll        = 5 * time.Second
+	maxCAFile     = 1 << 20
+)
+
+// kubeCA gives all replicas one certificate authority: the given one (Secret cacerts, or ca.dir), else one that the
+// first replica made. One that is given later, or changed, is taken while running: its roots are told to everybody,
+// after ca.settle it signs, and for ca.overlap the roots before are trusted still.
+type kubeCA struct {
+	state *kubeState
+	ca    *identity.CA
+	from  string            // names the given one in messages
+	data  map[string][]byte // as it was read last; nil: none is given
+	roots []rootEntry       // as the ConfigMap says
+	next  *identity.Authority
+	since time.Time // when next came
+}
+
+// rootEntry is one generation of roots in the ConfigMap, which replicas share so that a restart forgets none.
+type rootEntry struct {
+	ID    string    `json:"id"`             // of the authority
+	Roots string    `json:"roots"`          // PEM
+	Until time.Time `json:"until,omitzero"` // zero: it is in use
+}
+
+// load returns the CA to start with.
+func (c *kubeCA) load(ctx context.Context, tokenKey []byte) (*identity.CA, error) {
+	s := c.state
+	conf := identity.Config{TrustDomain: mesh.TrustDomain(s.cfg.TrustDomain), MaxTTL: s.cfg.CA.MaxTTL, Log: s.log}
+	var err error
+	if c.data, err = c.given(ctx); err != nil {
+		return nil, err
+	}
+	from, data := c.from, c.data
+	if data == nil {
+		from = "in Secret " + s.client.Namespace() + "/" + ownCASecret
+		data, err = s.client.EnsureSecret(ctx, ownCASecret, func(held map[string][]byte) (map[string][]byte, error) {
+			if len(held) > 0 { // all of it is one: nothing is added to another's
+				return nil, nil
+			}
+			m, err := identity.MakeRoot(conf)
+			return m.Data(), err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if c.ca, err = identity.New(conf, from, identity.MaterialOf(data), tokenKey); err != nil {
+		return nil, err
+	}
+	if err := c.note(ctx, c.ca.Authority()); err != nil {
+		return nil, err
+	}
+	return c.ca, c.ca.Use(c.ca.Authority(), c.others(c.ca.Authority()))
+}
+
+// given reads the CA that the operator gave; nil when there is none.
+func (c *kubeCA) given(ctx context.Context) (map[string][]byte, error) {
+	if dir := c.state.cfg.CA.Dir; dir != "" {
+		c.from = "in " + dir
+		out := map[string][]byte{}
+		for _, name := range []string{"ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem"} {
+			data, err := os.ReadFile(filepath.Join(dir, name))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("given CA: %w", err)
+			}
+			if len(data) <= maxCAFile {
+				out[name] = data
+			}
+		}
+		if len(out) > 0 {
+			return out, nil
+		}
+	}
+	c.from = "in Secret " + c.state.client.Namespace() + "/" + givenCASecret
+	return c.state.client.Secret(ctx, givenCASecret)
+}
+
+// note makes a the authority in use in the shared list: those before are trusted until the overlap ends.
+func (c *kubeCA) note(ctx context.Context, a *identity.Authority) error {
+	now := time.Now().UTC().Truncate(time.Second)
+	return c.state.client.UpdateConfigMap(ctx, rootsMap, func(data map[string]string) bool {
+		var held []rootEntry
+		if err := json.Unmarshal([]byte(data[rootsKey]), &held); err != nil && data[rootsKey] != "" {
+			c.state.log.Error("the list of roots does not decode; it is written anew", "part", "ca", "err", err)
+		}
+		next := []rootEntry{{ID: a.ID(), Roots: string(a.Roots())}}
+		changed := true
+		for _, e := range held {
+			switch {
+			case e.ID == a.ID():
+				changed = !e.Until.IsZero() || e.Roots != next[0].Roots
+				continue
+			case e.Until.IsZero():
+				e.Until = now.Add(c.state.cfg.CA.Overlap)
+			case now.After(e.Until):
+				continue
+			}
+			next = append(next, e)
+		}
+		c.roots = next
+		if !changed {
+			return false
+		}
+		text, err := json.MarshalIndent(next, "", " ")
+		if err != nil {
+			return false
+		}
+		data[rootsKey] = string(text)
+		return true
+	})
+}
+
+// others returns the roots beside those of a that are trusted now.
+func (c *kubeCA) others(a *identity.Authority) []byte {
+	var out bytes.Buffer
+	for _, e := range c.roots {
+		if e.ID != a.ID() && (e.Until.IsZero() || time.Now().Before(e.Until)) {
+			out.WriteString(e.Roots)
+		}
+	}
+	return out.Bytes()
+}
+
+// run follows the given CA until ctx ends.
+func (c *kubeCA) run(ctx context.Context, st *store.Store) error {
+	tick := time.NewTicker(min(caPoll, max(c.state.cfg.CA.Settle/4, 100*time.Millisecond)))
+	defer tick.Stop()
+	problems := st.Sink("ca")
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		call, cancel := context.WithTimeout(ctx, 5*time.Second)
+		c.look(call, problems)
+		cancel()
+		if err := c.apply(st); err != nil {
+			c.state.log.Error("the roots are not changed", "part", "ca", "err", err)
+		}
+	}
+}
+
+// look reads what is given, and takes it as the next authority if it is another and good.
+func (c *kubeCA) look(ctx context.Context, problems mesh.Sink) {
+	data, err := c.given(ctx)
+	if err != nil || (data == nil) == (c.data == nil) && maps.EqualFunc(data, c.data, bytes.Equal) {
+		return // an API that is away changes nothing
+	}
+	object := mesh.ObjectRef{Kind: "Secret", Namespace: c.state.client.Namespace(), Name: givenCASecret}
+	problem := func(reason, message, remedy string) {
+		c.state.log.Error("the given CA is not taken; the one before stays in use", "part", "ca", "reason", reason, "err", message)
+		problems.Report("given", mesh.Input{Problems: []mesh.Problem{{Object: object, Reason: reason, Message: message, Remedy: remedy}}})
+	}
+	if data == nil {
+		c.data = nil
+		problem("CAMissing", "the given CA was removed; it stays in use until isthmusd starts again", "put it back, or restart isthmusd to go on with one of its own")
+		return
+	}
+	next, err := c.ca.Parse(c.from, identity.MaterialOf(data))
+	var invalid *identity.Invalid
+	if errors.As(err, &invalid) {
+		c.data = data
+		problem(invalid.Reason, invalid.Message, invalid.Remedy)
+		return
+	}
+	if err == nil {
+		err = c.note(ctx, next)
+	}
+	if err != nil {
+		c.state.log.Warn("the given CA is not taken yet", "part", "ca", "err", err)
+		return // again at the next look
+	}
+	c.data = data
+	problems.Forget("given")
+	if next.ID() == c.ca.Authority().ID() {
+		next = nil
+	} else {
+		c.state.log.Info("a new CA is told to everybody before it signs", "part", "ca", "authority", next.ID(), "settle", c.state.cfg.CA.Settle)
+	}
+	c.next, c.since = next, time.Now()
+}
+
+// apply brings the CA and all who trust it in line.
+func (c *kubeCA) apply(st *store.Store) error {
+	by := c.ca.Authority()
+	if c.next != nil && time.Since(c.since) >= c.state.cfg.CA.Settle {
+		by, c.next = c.next, nil
+		c.state.log.Info("certificates are signed by the new CA", "part", "ca", "authority", by.ID(), "the ones before are trusted for", c.state.cfg.CA.Overlap)
+	}
+	before := c.ca.Roots()
+	if err := c.ca.Use(by, c.others(by)); err != nil {
+		return err
+	}
+	if roots := c.ca.Roots(); !bytes.Equal(before, roots) {
+		c.state.d.setTrust(nil)
+		st.UpdateLocal(func(local *mesh.Cluster) { local.Roots = roots })
+	}
+	return nil
+}

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/isthmus-mesh/isthmus/discovery/identity"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/store"
+	"github.com/isthmus-mesh/isthmus/eastwest/sni"
+	"github.com/isthmus-mesh/isthmus/federation/kubestate"
+	"github.com/isthmus-mesh/isthmus/federation/ledger"
+	"github.com/isthmus-mesh/isthmus/federation/peering"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
+	"github.com/isthmus-mesh/isthmus/federation/trust"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+)
+
+// Objects in the root namespace.
+const (
+	keysSecret       = "isthmus-keys"
+	federationKeyKey = "federation-key.pem"
+	tokenKeyKey      = "workload-token-key.pem"
+)
+
+// kubeState keeps the state in the Kubernetes API. It is the peering.Leadership of a replica.
+type kubeState struct {
+	cfg      Config
+	log      *slog.Logger
+	client   *kubestate.Client
+	ledger   *kubestate.Ledger
+	election *kubestate.Election
+	ca       *kubeCA
+	memory   *kubeMemory
+	replica  string
+	d        *daemon // set before anything runs
+}
+
+// openKube reads the state; while the API server is away it waits, since without keys nobody can be served.
+func (k *keeping) openKube(ctx context.Context, cfg Config, log *slog.Logger) error {
+	rc, err := restConfig(cfg.State)
+	if err != nil {
+		return err
+	}
+	client, err := kubestate.NewClient(rc, cmp.Or(cfg.State.Namespace, os.Getenv("POD_NAMESPACE"), "istio-system"))
+	if err != nil {
+		return err
+	}
+	s := &kubeState{cfg: cfg, log: log, client: client}
+	if err := s.awaitKeys(ctx, k); err != nil {
+		return err
+	}
+	s.ledger = kubestate.NewLedger(kubestate.LedgerConfig{
+		Client: client, Local: mesh.ClusterID(cfg.Cluster), TrustDomain: mesh.TrustDomain(cfg.TrustDomain), FederationKey: k.key.Public(), Cache: k.disk,
+		Peers: func() []protocol.Peer { return s.d.peering.Status().Peers }, Log: log,
+	})
+	held, heard, err := s.ledger.Load(ctx)
+	if err != nil {
+		return err
+	}
+	k.state = k.state.Join(mesh.ClusterID(cfg.Cluster), since(held, heard))
+	addr, err := replicaAddress(cfg)
+	if err != nil {
+		return err
+	}
+	host, _ := os.Hostname()
+	s.replica = kubestate.Identity(cmp.Or(cfg.State.Replica, os.Getenv("POD_NAME"), host), addr)
+	ec := kubestate.DefaultElection()
+	ec.Client, ec.Identity, ec.Log = client, s.replica, log
+	ec.Duration, ec.Renew = cfg.State.Lease, cfg.State.Lease*2/3
+	ec.Ready = func(ctx context.Context) error { return s.ready(ctx) }
+	s.election = kubestate.NewElection(ec)
+	s.memory = &kubeMemory{state: s, file: store.FileMemory(cfg.data("addresses.json")), wake: make(chan struct{}, 1)}
+	k.kube, k.election, k.grants, k.log, k.memory = s, s.election, client.Grants(), s.ledger, s.memory
+	return nil
+}
+
+// restConfig finds the API server.
+func restConfig(c StateConfig) (*rest.Config, error) {
+	if c.Kubeconfig == "" && c.Context == "" {
+		rc, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, diag.Hint(fmt.Errorf("state.in is kubernetes: %w", err), "run isthmusd in a Pod, or set state.kubeconfig")
+		}
+		return rc, nil
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = c.Kubeconfig
+	rc, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
+	if err != nil {
+		return nil, diag.Hint(fmt.Errorf("state.kubeconfig: %w", err), "name a kubeconfig and a context of it")
+	}
+	return rc, nil
+}
+
+// replicaAddress is where other replicas reach this one.
+func replicaAddress(cfg Config) (netip.AddrPort, error) {
+	if cfg.State.Address != "" {
+		a, err := netip.ParseAddrPort(cfg.State.Address)
+		if err != nil {
+			return a, fmt.Errorf("state.address: %q is not IP:PORT", cfg.State.Address)
+		}
+		return a, nil
+	}
+	host, port, err := net.SplitHostPort(cfg.Listen)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("listen: %q is not ADDRESS:PORT", cfg.Listen)
+	}
+	if ip := os.Getenv("POD_IP"); ip != "" {
+		host = ip
+	}
+	a, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
+	if err != nil || a.Addr().IsUnspecified() {
+		return a, diag.Hint(fmt.Errorf("other replicas do not know where to reach this one"), "set POD_IP, or state.address in the configuration")
+	}
+	return a, nil
+}
+
+// awaitKeys reads the shared keys, or makes them if this replica is the first.
+func (s *kubeState) awaitKeys(ctx context.Context, k *keeping) error {
+	for wait := time.Second; ; wait = min(2*wait, 15*time.Second) {
+		try, cancel := context.WithTimeout(ctx, 15*time.Second)
+		err := s.loadKeys(try, k)
+		cancel()
+		if err == nil || !kubestate.Transient(err) {
+			return err
+		}
+		s.log.Warn("keys cannot be read yet; nobody is served until they are", "part", "state", "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *kubeState) loadKeys(ctx context.Context, k *keeping) error {
+	keys, err := s.client.EnsureSecret(ctx, keysSecret, func(held map[string][]byte) (map[string][]byte, error) {
+		out := map[string][]byte{}
+		for name, create := range map[string]func() ([]byte, error){federationKeyKey: ledger.MakeKey, tokenKeyKey: identity.NewTokenKey} {
+			if len(held[name]) > 0 {
+				continue
+			}
+			data, err := create()
+			if err != nil {
+				return nil, err
+			}
+			out[name] = data
+		}
+		return out, nil
+	})
+	if err != nil {
+		return err
+	}
+	if k.key, err = ledger.ParseKey("in Secret "+s.client.Namespace()+"/"+keysSecret, keys[federationKeyKey]); err != nil {
+		return err
+	}
+	s.ca = &kubeCA{state: s}
+	k.ca, err = s.ca.load(ctx, keys[tokenKeyKey])
+	return err
+}
+
+// since gives times since now.
+func since(s protocol.State, heard map[mesh.ClusterID]time.Time) protocol.State {
+	s.LastHeard = map[mesh.ClusterID]time.Duration{}
+	for id, at := range heard {
+		if !at.IsZero() {
+			s.LastHeard[id] = min(time.Until(at), 0)
+		}
+	}
+	return s
+}
+
+// ready blocks until this replica knows the cluster: before its first snapshot it would declare that nothing is exported.
+func (s *kubeState) ready(ctx context.Context) error {
+	for {
+		snap, changed := s.d.snapshots.Latest()
+		if snap != nil {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// parts are what runs beside the others.
+func (s *kubeState) parts(d *daemon, st *store.Store) []part {
+	s.d = d
+	return []part{
+		{"leader election", s.election.Run},
+		{"federation/kubestate", s.ledger.Run},
+		{"certificate authority", func(ctx context.Context) error { return s.ca.run(ctx, st) }},
+		{"virtual addresses", func(ctx context.Context) error { return s.memory.run(ctx, st) }},
+	}
+}
+
+// leads reports whether this replica is the leader, and if not where that is.
+func (s *kubeState) leads() (bool, netip.AddrPort) {
+	t, _ := s.election.Current()
+	return t.Leading, t.Address()
+}
+
+// Current implements peering.Leadership.
+func (s *kubeState) Current() (peering.Standing, <-chan struct{}) {
+	t, changed := s.election.Current()
+	st := peering.Standing{Leads: t.Leading, Term: t.Number, Known: t.Known}
+	if !t.Leading {
+		st.Leader = t.Address()
+	}
+	return st, changed
+}
+
+// Begin implements peering.Leadership.
+func (s *kubeState) Begin(ctx context.Context, held protocol.State) (protocol.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	local := mesh.ClusterID(s.cfg.Cluster)
+	epoch, err := s.ledger.Claim(ctx, held.Marks[local].Epoch)
+	if err != nil {
+		return held, err
+	}
+	kept, heard, err := s.ledger.Load(ctx) // after the claim nobody else writes it
+	if err != nil {
+		return held, err
+	}
+	out := held.Join(local, since(kept, heard))
+	out.Marks[local] = protocol.Mark{Epoch: epoch}
+	var all []protocol.Action
+	for _, r := range out.Records {
+		all = append(all, protocol.Persist{Record: r})
+	}
+	s.log.Info("speaks for the cluster", "part", "state", "epoch", epoch, "records", len(out.Records))
+	return out, s.ledger.Commit(all)
+}
+
+// Dial implements peering.Leadership.
+func (s *kubeState) Dial(leader netip.AddrPort) (*grpc.ClientConn, error) {
+	cfg := trust.ClientConfig(trust.Config{
+		Local: s.d.certs.control.Certificate, Bundles: s.d.bundles, Authorize: trust.Exactly("spiffe://" + s.cfg.TrustDomain + pathControlPlane),
+	})
+	cfg.ServerName = sni.XDS.Name(mesh.TrustDomain(s.cfg.TrustDomain))
+	return grpc.NewClient("passthrough:///"+leader.String(), grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+}
+
+// Node implements peering.Leadership.
+func (s *kubeState) Node() string { return s.replica }
