@@ -49,11 +49,15 @@ type kubeState struct {
 
 // openKube reads the state; while the API server is away it waits, since without keys nobody can be served.
 func (k *keeping) openKube(ctx context.Context, cfg Config, log *slog.Logger) error {
-	rc, err := restConfig(cfg.State)
+	where := cfg.State
+	if where.Kubeconfig == "" && where.Context == "" {
+		where.Kubeconfig, where.Context = cfg.Source.Kube.Kubeconfig, cfg.Source.Kube.Context
+	}
+	rc, err := restConfig(where)
 	if err != nil {
 		return err
 	}
-	client, err := kubestate.NewClient(rc, cmp.Or(cfg.State.Namespace, os.Getenv("POD_NAMESPACE"), "istio-system"))
+	client, err := kubestate.NewClient(rc, cmp.Or(cfg.State.Namespace, cfg.Source.Kube.Namespace))
 	if err != nil {
 		return err
 	}

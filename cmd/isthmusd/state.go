@@ -96,10 +96,10 @@ const (
 type StateConfig struct {
 	// In is local (the data directory, one isthmusd) or kubernetes (Secrets and custom resources, any number of replicas).
 	In string `yaml:"in"`
-	// Kubeconfig and Context name the API server; without them it is that of the Pod.
+	// Kubeconfig and Context name the API server; without them it is that of source.kube, else the Pod's own.
 	Kubeconfig string `yaml:"kubeconfig"`
 	Context    string `yaml:"context"`
-	// Namespace of the objects; that of the Pod (POD_NAMESPACE) unless given, else istio-system.
+	// Namespace of the objects; that of source.kube unless given.
 	Namespace string `yaml:"namespace"`
 	// Replica is this replica's name; POD_NAME, else the host's name, unless given.
 	Replica string `yaml:"replica"`
