@@ -210,7 +210,7 @@ func (o *object) known() bool {
 	case kind == "EnvoyFilter" && o.group == "networking.istio.io" && o.rewritesGlobal():
 		o.note("kind", ReasonSatisfied, "what the filter asks for is done without it: gateways know services by their .global names, too", "remove it when no Istio reads it any more")
 	case slices.Contains(unsupported, kind), o.group == "gateway.networking.k8s.io", o.group == "telemetry.istio.io", o.group == "extensions.istio.io":
-		o.note("kind", ReasonUnsupported, kind+" is not honoured: the object has no effect", "remove it so that nobody relies on it")
+		o.unhonoured()
 	case handled(o.group):
 		remedy := "correct the spelling or remove the object"
 		if near := closest(kind, append(slices.Clone(decoded), ignored...)); near != "" {
