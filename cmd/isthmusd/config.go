@@ -68,6 +68,9 @@ type Config struct {
 		// Lease is the silence after which a peer's endpoints are dropped where another cluster serves the same host.
 		Lease time.Duration `yaml:"lease"`
 	} `yaml:"federation"`
+	// Names are those that every exported service has besides SERVICE.NAMESPACE.global: "cluster" for CLUSTER.SERVICE.NAMESPACE.global, "pod" for
+	// POD.CLUSTER.SERVICE.NAMESPACE.global and both. Headless services, and those whose exports ask, have them anyway.
+	Names []string `yaml:"names"`
 	// MachineGrace is how long a machine whose agent was lost without a word stays registered.
 	MachineGrace time.Duration `yaml:"machineGrace"`
 
@@ -169,6 +172,11 @@ func (c Config) validate() error {
 		}
 		if _, port, err := net.SplitHostPort(x.addr); err != nil || port == "" {
 			return fmt.Errorf("%s: %q is not ADDRESS:PORT", x.field, x.addr)
+		}
+	}
+	for i, n := range c.Names {
+		if n != "cluster" && n != "pod" {
+			return fmt.Errorf("names[%d]: %q is neither cluster nor pod", i, n)
 		}
 	}
 	for i, g := range c.Gateways {

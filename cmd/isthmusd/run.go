@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -104,6 +105,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	}
 
 	sc := store.DefaultConfig(d.local)
+	sc.ClusterNames, sc.PodNames = slices.Contains(cfg.Names, "cluster"), slices.Contains(cfg.Names, "pod")
 	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), d.kept.memory, config.CheckReferences
 	st := store.New(sc, log, reg)
 	d.snapshots = st

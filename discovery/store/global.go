@@ -68,6 +68,9 @@ func (b *builder) global(d *draft) {
 		d.Problems = append(d.Problems, m.problems...)
 		s := m.service
 		d.byHost[host] = &s
+		for _, p := range b.parts(d, &s) {
+			d.byHost[p.Host] = p
+		}
 	}
 	b.merged = next
 	d.Services = make([]*mesh.Service, 0, len(d.byHost))

@@ -34,6 +34,10 @@ type Config struct {
 	Ranges vip.Ranges
 	// Memory keeps virtual addresses over restarts.
 	Memory Memory
+	// ClusterNames and PodNames give every exported service names for single clusters and pods. Without them headless
+	// services have them, and those whose exports ask. Each name costs an address, and each pod that comes or goes
+	// then a translation for every proxy.
+	ClusterNames, PodNames bool
 	// Check finds problems across objects of a finished Snapshot. Nil: none.
 	Check func(*mesh.Snapshot) []mesh.Problem
 }

@@ -34,17 +34,20 @@ const (
 	ClusterSetVersion = "1.0.0"
 )
 
-// Hosts returns what DNS servers answer for a Snapshot, sorted by name.
-func Hosts(snap *mesh.Snapshot) []*dnsv1.Host {
+// Hosts returns what DNS servers of the local cluster answer for a Snapshot, sorted by name.
+func Hosts(snap *mesh.Snapshot) []*dnsv1.Host { return HostsIn(snap, snap.Local.ID) }
+
+// HostsIn returns what DNS servers answer clients in one of the clusters that the local control plane reads.
+func HostsIn(snap *mesh.Snapshot, cluster mesh.ClusterID) []*dnsv1.Host {
 	var out []*dnsv1.Host
 	for _, s := range snap.Services {
 		h := &dnsv1.Host{Name: s.Host, Headless: s.Headless}
-		for _, a := range s.VIPs {
+		for _, a := range s.VIPsIn(cluster) {
 			h.Addresses = append(h.Addresses, a.String())
 		}
 		if s.Headless {
 			for _, e := range s.Endpoints {
-				if a, err := netip.ParseAddr(e.Address); err == nil && e.Ready && e.Cluster == snap.Local.ID {
+				if a, err := netip.ParseAddr(e.Address); err == nil && e.Ready && e.Cluster == cluster {
 					h.Addresses = append(h.Addresses, a.String())
 				}
 			}
@@ -61,8 +64,8 @@ func Hosts(snap *mesh.Snapshot) []*dnsv1.Host {
 		out = append(out, h)
 		out = append(out, clusterSet(snap, s)...)
 	}
-	slices.SortFunc(out, func(a, b *dnsv1.Host) int { return strings.Compare(a.Name, b.Name) })
-	return out
+	slices.SortStableFunc(out, func(a, b *dnsv1.Host) int { return strings.Compare(a.Name, b.Name) })
+	return slices.CompactFunc(out, func(a, b *dnsv1.Host) bool { return a.Name == b.Name }) // a pod's name may come from both its hosts
 }
 
 // Zone is an immutable index of hosts.

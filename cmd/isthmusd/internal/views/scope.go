@@ -51,7 +51,7 @@ func (vs *Views) refresh(old *scope, p *mesh.Proxy, c change) *scope {
 		return &scope{id: old.id, set: old.set, problems: old.problems}
 	}
 	vs.encoded.share(set)
-	maps.Copy(set, vs.names)
+	maps.Copy(set, vs.namesFor(p, c.to))
 	s := &scope{of: c.to, set: set, problems: problems}
 	if old == nil {
 		s.id = vs.next()
@@ -88,7 +88,7 @@ func (vs *Views) endpoints(old *scope, p *mesh.Proxy, c change) *scope {
 		}
 		s.set[xds.EndpointType] = named
 	}
-	maps.Copy(s.set, vs.names)
+	maps.Copy(s.set, vs.namesFor(p, c.to))
 	s.id = vs.idOf(s.set, old)
 	return s
 }
@@ -165,23 +165,41 @@ func (vs *Views) next() uint64 {
 	return vs.made
 }
 
-// host encodes the DNS hosts of the newest snapshot once, for all scopes.
+// host encodes the DNS hosts of the newest snapshot once for each cluster that somebody asked from, for all scopes.
 func (vs *Views) host(c change) {
 	if c.endpointsOnly && !slices.ContainsFunc(c.pairs, func(p [2]*mesh.Service) bool {
 		return zone.FollowsEndpoints(p[1]) || zone.FollowsEndpoints(p[0]) || !reflect.DeepEqual(p[0].Facts, p[1].Facts) || !slices.Equal(p[0].VIPs, p[1].VIPs) || !slices.Equal(p[0].Ports, p[1].Ports)
 	}) {
 		return
 	}
+	for id := range vs.names {
+		vs.hostIn(id, c.to)
+	}
+}
+
+func (vs *Views) hostIn(id mesh.ClusterID, snap *mesh.Snapshot) {
 	var msgs []proto.Message
-	for _, h := range zone.Hosts(c.to) {
+	for _, h := range zone.HostsIn(snap, id) {
 		msgs = append(msgs, h)
 	}
 	set, err := xds.Encode(msgs...)
 	if err != nil {
-		vs.log.Error("names not served", "part", "views", "revision", c.to.Revision, "err", err)
+		vs.log.Error("names not served", "part", "views", "revision", snap.Revision, "err", err)
 		return
 	}
-	vs.names = set.Sharing(vs.names)
+	vs.names[id] = set.Sharing(vs.names[id])
+}
+
+// namesFor returns the DNS hosts for a proxy, or for a DNS server, which is nil.
+func (vs *Views) namesFor(p *mesh.Proxy, snap *mesh.Snapshot) xds.Set {
+	id := snap.Local.ID
+	if p != nil {
+		id = p.Cluster
+	}
+	if _, known := vs.names[id]; !known {
+		vs.hostIn(id, snap)
+	}
+	return vs.names[id]
 }
 
 type resourceID struct{ typ, name, version string }

@@ -32,8 +32,8 @@ type Views struct {
 	mu     sync.Mutex
 	views  map[string]*view
 	scopes map[string]*scope
-	of     *mesh.Snapshot // the snapshot they are made of
-	names  xds.Set        // its DNS hosts, shared by all
+	of     *mesh.Snapshot             // the snapshot they are made of
+	names  map[mesh.ClusterID]xds.Set // its DNS hosts, by the cluster of those who ask
 	// owned lists the services that have a connected proxy's workload as an endpoint.
 	owned   map[workload][]*mesh.Service
 	encoded pool
@@ -96,7 +96,7 @@ func (v *view) place(snap *mesh.Snapshot) {
 // New makes an empty set of views.
 func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) *Views {
 	return &Views{
-		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{},
+		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{}, names: map[mesh.ClusterID]xds.Set{},
 		duration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "isthmus", Subsystem: "views", Name: "translate_seconds", Help: "Time to translate one snapshot for one scope, by path: full, or endpoints alone.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
