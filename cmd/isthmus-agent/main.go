@@ -46,10 +46,11 @@ func command() *cobra.Command {
 	}
 	root.PersistentFlags().TextVar(level, "log-level", level, "debug, info, warn or error")
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	root.AddCommand(runCommand(log), bootstrapCommand(), joinCommand(log), leaveCommand(), captureCommand(), &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version.String()) },
-	})
+	root.AddCommand(runCommand(log), bootstrapCommand(), joinCommand(log), leaveCommand(), captureCommand(),
+		proxyCommand(log, level), initCommand(level), waitCommand(), &cobra.Command{
+			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+			Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version.String()) },
+		})
 	return root
 }
 

@@ -59,6 +59,8 @@ type Config struct {
 	Metrics string `yaml:"metrics"`
 	// XDSPlaintext is a loopback address that serves xDS without authentication; empty: off.
 	XDSPlaintext string `yaml:"xdsPlaintext"`
+	// Webhook is about injection into pods and the check of objects as they are written.
+	Webhook webhookConfig `yaml:"webhook"`
 	// Federation is about other clusters.
 	Federation struct {
 		// AutoApprove makes every cluster that redeems a token a member without a second word.
@@ -163,7 +165,7 @@ func (c Config) validate() error {
 	case c.Federation.Lease <= c.Federation.LateAfter:
 		return fmt.Errorf("federation.lease: %s is not longer than federation.lateAfter, %s", c.Federation.Lease, c.Federation.LateAfter)
 	}
-	if err := c.Source.validate(); err != nil {
+	if err := errors.Join(c.Source.validate(), c.Webhook.validate()); err != nil {
 		return err
 	}
 	for _, x := range []struct{ field, addr string }{{"listen", c.Listen}, {"metrics", c.Metrics}} {

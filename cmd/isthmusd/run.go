@@ -164,6 +164,11 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		{"operator", op.Run},
 	}...)
 	parts = append(parts, d.kept.parts(d, st)...)
+	hooks, err := d.webhooks(ports.webhook, reg)
+	if err != nil {
+		return err
+	}
+	parts = append(parts, hooks...)
 	if ports.metrics != nil {
 		parts = append(parts, part{"metrics", serveMetrics(ports.metrics, reg, st)})
 	}
@@ -182,14 +187,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 }
 
 // ports are what isthmusd listens on; those that are off are nil.
-type ports struct{ tls, metrics, plaintext net.Listener }
+type ports struct{ tls, metrics, plaintext, webhook net.Listener }
 
 // openPorts opens all of them or none.
 func openPorts(cfg Config) (p ports, err error) {
 	for _, x := range []struct {
 		to          *net.Listener
 		field, addr string
-	}{{&p.tls, "listen", cfg.Listen}, {&p.metrics, "metrics", cfg.Metrics}, {&p.plaintext, "xdsPlaintext", cfg.XDSPlaintext}} {
+	}{{&p.tls, "listen", cfg.Listen}, {&p.metrics, "metrics", cfg.Metrics}, {&p.plaintext, "xdsPlaintext", cfg.XDSPlaintext}, {&p.webhook, "webhook.listen", cfg.Webhook.Listen}} {
 		if x.addr == "" {
 			continue
 		}
@@ -202,7 +207,7 @@ func openPorts(cfg Config) (p ports, err error) {
 }
 
 func (p ports) close() {
-	for _, l := range []net.Listener{p.tls, p.metrics, p.plaintext} {
+	for _, l := range []net.Listener{p.tls, p.metrics, p.plaintext, p.webhook} {
 		if l != nil {
 			l.Close()
 		}

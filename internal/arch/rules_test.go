@@ -60,6 +60,14 @@ var rules = []rule{
 		pkgs: []string{"discovery/source/kube"}, ours: join(base, "discovery/config", "discovery/identity"),
 		others: join(kubernetes, append(metrics, "github.com/go-logr/logr")...),
 	},
+	{
+		pkgs: []string{"discovery/inject"}, ours: base,
+		others: join(append(protobuf, istioTypes...), "k8s.io/api/...", "k8s.io/apimachinery/...", "sigs.k8s.io/yaml"), pure: true,
+	},
+	{
+		pkgs: []string{"discovery/inject/webhook"}, ours: join(base, "discovery/inject"),
+		others: join(metrics, "k8s.io/api/...", "k8s.io/apimachinery/...", "k8s.io/client-go/..."),
+	},
 	{pkgs: []string{"discovery/source/workload"}, ours: join(base, "discovery/config")},
 	{
 		pkgs: []string{"discovery/status"}, ours: join(base, "dns/zone"),
@@ -125,7 +133,7 @@ var homes = []struct {
 	{"github.com/google/nftables/...", []string{"e2e/lab", "e2e/kubelab/...", "internal/capture"}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"github.com/fsnotify/fsnotify", []string{"cmd/isthmus-cni/...", "discovery/source/file"}},
-	{"k8s.io/client-go/...", []string{"discovery/source/kube", "discovery/inject", "discovery/status", "federation/kubestate", "cmd/...", "internal/kubetest", "e2e/..."}},
+	{"k8s.io/client-go/...", []string{"discovery/source/kube", "discovery/inject/webhook", "discovery/status", "federation/kubestate", "cmd/...", "internal/kubetest", "e2e/..."}},
 }
 
 // unreachable says what a program must not contain, by whatever chain of imports.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/ads"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/appstatus"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/bootstrap"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/ca"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/config"
@@ -77,10 +79,14 @@ func node(c *config.Config) (bootstrap.Node, error) {
 	if c.Role == config.Gateway || c.Role == config.Relay {
 		kind = "router"
 	}
-	return bootstrap.Node{
+	n := bootstrap.Node{
 		Type: kind, Name: c.Name, Namespace: c.Namespace, ServiceAccount: c.ServiceAccount, Cluster: c.Cluster,
 		Network: c.Network, Locality: c.Locality, Addresses: addresses, Labels: maps.Clone(c.Labels),
-	}, nil
+	}
+	if c.Pod != nil {
+		n.Domain, n.Extra = c.Pod.Domain, c.Pod.Metadata
+	}
+	return n, nil
 }
 
 // captures reports whether the agent changes how the machine's traffic flows, and so must mark its own.
@@ -146,10 +152,11 @@ type agent struct {
 	leave  func() // tells the control plane; nil: nothing to tell
 	checks []health.Check
 	flowed atomic.Bool
+	quit   chan struct{} // closed by a request to end
 }
 
 func build(c *config.Config, log *slog.Logger) (*agent, error) {
-	a := &agent{c: c, log: log, reg: prometheus.NewRegistry()}
+	a := &agent{c: c, log: log, reg: prometheus.NewRegistry(), quit: make(chan struct{})}
 	roots := upstream.RootsFile(c.RootCert)
 	if _, err := roots(); err != nil {
 		return nil, err
@@ -158,13 +165,18 @@ func build(c *config.Config, log *slog.Logger) (*agent, error) {
 	if a.node, err = node(c); err != nil {
 		return nil, err
 	}
-	up := upstream.Config{Addresses: c.ControlPlane.Addresses, ServerName: c.ControlPlane.ServerName, Roots: roots, Mark: captures(c)}
-	anonymous := upstream.New(up)
+	up := upstream.Config{Addresses: c.ControlPlane.Addresses, ServerName: c.ControlPlane.ServerName, Roots: roots, Mark: captures(c), Cluster: c.Cluster}
+	authority := up
+	if len(c.ControlPlane.CA) > 0 {
+		authority.Addresses, authority.ServerName = c.ControlPlane.CA, c.ControlPlane.CAName
+	}
+	anonymous := upstream.New(authority)
 	up.Certificate = func() *tls.Certificate { return a.certs.TLS() }
-	a.dialer = upstream.New(up)
+	a.dialer, authority.Certificate = upstream.New(up), up.Certificate
+	known := upstream.New(authority)
 	connect := func(ctx context.Context, withCertificate bool) (*grpc.ClientConn, error) {
 		if withCertificate {
-			return a.dialer.Connect(ctx)
+			return known.Connect(ctx)
 		}
 		return anonymous.Connect(ctx)
 	}
@@ -173,7 +185,7 @@ func build(c *config.Config, log *slog.Logger) (*agent, error) {
 		keep = c.DataDir
 	}
 	if a.certs, err = ca.New(ca.Config{
-		ID: c.SPIFFE(), TTL: time.Duration(c.CertTTL), Sign: ca.Istio(connect, c.TokenFile), Roots: roots, Dir: keep, Log: log.With("part", "ca"),
+		ID: c.SPIFFE(), TTL: time.Duration(c.CertTTL), Sign: ca.Istio(connect, c.TokenFile, c.Pod != nil && c.Pod.TokenAlways), Roots: roots, Dir: keep, Log: log.With("part", "ca"),
 	}); err != nil {
 		return nil, err
 	}
@@ -208,8 +220,28 @@ func build(c *config.Config, log *slog.Logger) (*agent, error) {
 			return nil, err
 		}
 	}
-	a.parts = append(a.parts, part{"health", health.New(health.Config{Port: c.ListenHealth, Checks: a.checks, Gather: a.reg, Log: log}).Run})
+	if c.Pod != nil && len(c.Pod.ApplicationPorts) > 0 {
+		a.checks = append(a.checks, appstatus.Listening(a.node.Addresses[0], c.Pod.ApplicationPorts))
+	}
+	answers := health.New(health.Config{Port: c.ListenHealth, Checks: a.checks, Gather: a.reg, Log: log})
+	a.parts = append(a.parts, part{"health", answers.Run})
+	if c.Pod != nil && c.Pod.StatusPort != 0 {
+		a.addStatus(answers)
+	}
 	return a, nil
+}
+
+// addStatus adds the port of a Pod that the kubelet's probes and Prometheus are led to.
+func (a *agent) addStatus(answers *health.Server) {
+	stats := a.c.Envoy.StatsPort
+	if a.c.Role == config.Relay {
+		stats = 0
+	}
+	s := appstatus.New(appstatus.Config{
+		Port: a.c.Pod.StatusPort, Address: a.node.Addresses[0], Probes: a.c.Pod.AppProbes, Scrape: a.c.Pod.AppScrape, StatsPort: stats,
+		Ready: answers.Handler(), Quit: sync.OnceFunc(func() { close(a.quit) }), Reg: a.reg, Log: a.log.With("part", "status"),
+	})
+	a.parts = append(a.parts, part{"status", s.Run})
 }
 
 func (a *agent) gauge(name, help string, value func() float64) {
@@ -239,7 +271,7 @@ func (a *agent) addEnvoy() error {
 	sup, err := envoy.New(envoy.Config{
 		Path: a.c.Envoy.Path, Dir: a.c.DataDir, Bootstrap: config, NodeID: a.node.ID(), AdminPort: a.c.Envoy.AdminPort,
 		Concurrency: a.c.Envoy.Concurrency, LogLevel: a.c.Envoy.LogLevel, LogFile: a.c.Envoy.LogFile,
-		DrainTime: time.Duration(a.c.Envoy.DrainTime), Log: a.log.With("part", "envoy"),
+		Components: a.c.Envoy.ComponentLog, DrainTime: time.Duration(a.c.Envoy.DrainTime), MinDrain: time.Duration(a.c.Envoy.MinDrain), Log: a.log.With("part", "envoy"),
 	})
 	if err != nil {
 		return err
@@ -321,11 +353,14 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
-			a.log.Info("stopping")
-			if a.leave != nil {
-				a.leave()
-			}
+		case <-a.quit:
 		case <-serving.Done():
+			stopMain()
+			return nil
+		}
+		a.log.Info("stopping")
+		if a.leave != nil {
+			a.leave()
 		}
 		stopMain()
 		return nil

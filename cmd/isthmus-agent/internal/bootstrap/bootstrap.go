@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -31,6 +32,8 @@ type Node struct {
 	Locality       string // region/zone/subzone
 	Addresses      []string
 	Labels         map[string]string
+	Domain         string         // default: NAMESPACE.svc.cluster.local
+	Extra          map[string]any // more metadata
 }
 
 // ID returns TYPE~IP~NAME.NS~NS.svc.cluster.local.
@@ -39,7 +42,11 @@ func (n Node) ID() string {
 	if len(n.Addresses) > 0 {
 		ip = n.Addresses[0]
 	}
-	return n.Type + "~" + ip + "~" + n.Name + "." + n.Namespace + "~" + n.Namespace + ".svc.cluster.local"
+	domain := n.Domain
+	if domain == "" {
+		domain = n.Namespace + ".svc.cluster.local"
+	}
+	return n.Type + "~" + ip + "~" + n.Name + "." + n.Namespace + "~" + domain
 }
 
 // Metadata returns the node metadata, with Istio's keys.
@@ -48,10 +55,12 @@ func (n Node) Metadata() map[string]any {
 	for k, v := range n.Labels {
 		labels[k] = v
 	}
-	m := map[string]any{
+	m := map[string]any{}
+	maps.Copy(m, n.Extra)
+	maps.Copy(m, map[string]any{
 		"NAME": n.Name, "NAMESPACE": n.Namespace, "SERVICE_ACCOUNT": n.ServiceAccount, "CLUSTER_ID": n.Cluster,
 		"INSTANCE_IPS": strings.Join(n.Addresses, ","), "LABELS": labels,
-	}
+	})
 	if n.Network != "" {
 		m["NETWORK"] = n.Network
 	}

@@ -201,7 +201,7 @@ func TestIstio(t *testing.T) {
 		up.Certificate = m.TLS
 		return upstream.New(up).Connect(ctx)
 	}
-	m, err := ca.New(ca.Config{ID: id, TTL: time.Hour, Log: quiet, Roots: up.Roots, Sign: ca.Istio(connect, token)})
+	m, err := ca.New(ca.Config{ID: id, TTL: time.Hour, Log: quiet, Roots: up.Roots, Sign: ca.Istio(connect, token, false)})
 	if err != nil {
 		t.Fatal(err)
 	}

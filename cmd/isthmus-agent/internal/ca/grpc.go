@@ -23,16 +23,18 @@ type Connector func(ctx context.Context, withCertificate bool) (*grpc.ClientConn
 const maxToken = 64 << 10
 
 // Istio returns a Sign that asks istio.v1.auth.IstioCertificateService: the first time with the token in tokenFile,
-// then with the certificate it has.
-func Istio(connect Connector, tokenFile string) Sign {
+// then with the certificate it has. With always the token, read anew, comes first each time: it says that the workload
+// still exists.
+func Istio(connect Connector, tokenFile string, always bool) Sign {
 	return func(ctx context.Context, csr []byte, ttl time.Duration, current *Certificate) ([]string, error) {
 		ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 		defer cancel()
-		if current == nil {
+		if current == nil || always {
 			token, err := readToken(tokenFile)
 			if err != nil {
 				return nil, err
 			}
+			current = nil
 			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 		}
 		conn, err := connect(ctx, current != nil)

@@ -73,11 +73,15 @@ type Config struct {
 	Capture        Capture           `yaml:"capture,omitempty"`
 	DNS            DNS               `yaml:"dns,omitempty"`
 	Relay          RelayConfig       `yaml:"relay,omitempty"`
+
+	Pod *Pod `yaml:"-"` // set for an agent in a Pod, which has no file
 }
 
 // ControlPlane is where isthmusd is.
 type ControlPlane struct {
 	Addresses  []string `yaml:"addresses"` // host:port, tried in turn
+	CA         []string `yaml:"-"`         // the same for certificates; default: Addresses
+	CAName     string   `yaml:"-"`         // ServerName of CA
 	ServerName string   `yaml:"serverName,omitempty"`
 }
 
@@ -86,11 +90,13 @@ type Envoy struct {
 	Path            string   `yaml:"path,omitempty"`
 	Concurrency     int      `yaml:"concurrency,omitempty"` // workers; more cost memory, fewer cost throughput
 	LogLevel        string   `yaml:"logLevel,omitempty"`
+	ComponentLog    string   `yaml:"-"`                 // COMPONENT:LEVEL,...
 	LogFile         string   `yaml:"logFile,omitempty"` // empty: the agent's own standard error
 	AdminPort       int      `yaml:"adminPort,omitempty"`
 	StatsPort       int      `yaml:"statsPort,omitempty"`
 	MaxConnections  int      `yaml:"maxConnections,omitempty"` // downstream, all listeners together
 	DrainTime       Duration `yaml:"drainTime,omitempty"`      // longest wait for open connections at a clean stop
+	MinDrain        Duration `yaml:"-"`                        // shortest wait at a clean stop, even without connections
 	CustomBootstrap string   `yaml:"customBootstrap,omitempty"`
 }
 
@@ -285,6 +291,9 @@ func (c *Config) setDefaults() {
 	}
 }
 
+// istioCluster is the name of a cluster that an installation of Istio did not name.
+const istioCluster = "Kubernetes"
+
 var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 func isSubdomain(s string) bool {
@@ -313,7 +322,7 @@ func (c *Config) check() (string, error) {
 		if f.value == "" {
 			return f.path, errors.New("must be set")
 		}
-		if !isSubdomain(f.value) {
+		if !isSubdomain(f.value) && !(f.path == "cluster" && f.value == istioCluster) {
 			return f.path, fmt.Errorf("%q is not a DNS name in lower case", f.value)
 		}
 	}

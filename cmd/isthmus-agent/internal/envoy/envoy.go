@@ -48,8 +48,10 @@ type Config struct {
 	AdminPort   int
 	Concurrency int
 	LogLevel    string
+	Components  string        // log levels of components, NAME:LEVEL,...
 	LogFile     string        // empty: standard error
 	DrainTime   time.Duration // longest wait for open connections at the end
+	MinDrain    time.Duration // shortest wait at the end; 0: a second
 	Log         *slog.Logger
 }
 
@@ -93,7 +95,7 @@ func New(c Config) (*Supervisor, error) {
 }
 
 func (s *Supervisor) args() []string {
-	return []string{
+	args := []string{
 		s.binary, "-c", filepath.Join(s.c.Dir, BootstrapFile), "-l", s.c.LogLevel,
 		"--concurrency", strconv.Itoa(s.c.Concurrency),
 		// No shared memory and no abstract socket: any number of Envoys run side by side.
@@ -101,6 +103,10 @@ func (s *Supervisor) args() []string {
 		// Also the time that connections of a changed filter chain have left.
 		"--drain-time-s", "45", "--drain-strategy", "immediate",
 	}
+	if s.c.Components != "" {
+		args = append(args, "--component-log-level", s.c.Components)
+	}
+	return args
 }
 
 // Restarts returns how often Envoy was started anew.
@@ -366,7 +372,7 @@ func (s *Supervisor) drain(p *process) {
 		}
 	}
 	// Others learn of the end a moment later, so an Envoy without connections waits a little too.
-	least := time.NewTimer(min(time.Second, s.c.DrainTime))
+	least := time.NewTimer(min(max(time.Second, s.c.MinDrain), s.c.DrainTime))
 	defer least.Stop()
 	select {
 	case <-least.C:
