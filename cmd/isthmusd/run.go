@@ -169,6 +169,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		return err
 	}
 	parts = append(parts, hooks...)
+	parts = append(parts, d.writeStatus(st, vs, reg)...)
 	if ports.metrics != nil {
 		parts = append(parts, part{"metrics", serveMetrics(ports.metrics, reg, st)})
 	}

@@ -130,7 +130,7 @@ func (s *server) writeEvent(ctx context.Context, p mesh.Problem) bool {
 	}
 	if err != nil {
 		s.eventFailed(ctx, p, err)
-		return false
+		return apierrors.IsForbidden(err)
 	}
 	api := s.client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "events"}).Namespace(p.Object.Namespace)
 	have, err := api.Get(ctx, eventName(p), metav1.GetOptions{})
@@ -152,7 +152,7 @@ func (s *server) writeEvent(ctx context.Context, p mesh.Problem) bool {
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		s.eventFailed(ctx, p, err)
-		return terminating(err)
+		return terminating(err) || apierrors.IsForbidden(err)
 	}
 	s.program.metrics.writes.WithLabelValues("events").Inc()
 	return true

@@ -7,6 +7,7 @@ package status
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,7 +36,7 @@ type Clusters interface {
 // Config says what is written, where and when.
 type Config struct {
 	Snapshots mesh.Snapshots
-	// Problems returns those found beside the Snapshot's own, in translations; nil: none. It is asked once for each Snapshot.
+	// Problems returns those found beside the Snapshot's own, in translations; nil: none. It is asked twice for each Snapshot.
 	Problems func() []mesh.Problem
 	Clusters Clusters
 	// Leading tells whether this replica writes, and gives a channel that is closed when that changes; nil: always.
@@ -92,10 +93,7 @@ func (s *Status) Run(ctx context.Context) error {
 		defer s.cfg.Sink.Forget("status")
 	}
 	for ctx.Err() == nil {
-		leads, changed := true, (<-chan struct{})(nil)
-		if s.cfg.Leading != nil {
-			leads, changed = s.cfg.Leading()
-		}
+		leads, changed := s.leading()
 		if !leads {
 			select {
 			case <-changed:
@@ -109,9 +107,12 @@ func (s *Status) Run(ctx context.Context) error {
 			defer close(done)
 			s.lead(term)
 		}()
-		select {
-		case <-changed:
-		case <-ctx.Done():
+		for leads && ctx.Err() == nil {
+			select {
+			case <-changed:
+				leads, changed = s.leading()
+			case <-ctx.Done():
+			}
 		}
 		end()
 		<-done
@@ -120,8 +121,19 @@ func (s *Status) Run(ctx context.Context) error {
 	return nil
 }
 
-// least is the shortest time between two looks at the Snapshot.
-const least = 100 * time.Millisecond
+func (s *Status) leading() (bool, <-chan struct{}) {
+	if s.cfg.Leading == nil {
+		return true, nil
+	}
+	return s.cfg.Leading()
+}
+
+const (
+	// least is the shortest time between two looks at the Snapshot.
+	least = 100 * time.Millisecond
+	// settled is when the Problems of a Snapshot's translations are complete; they are looked at then once more.
+	settled = 2 * time.Second
+)
 
 // lead keeps every API server in line until ctx ends.
 func (s *Status) lead(ctx context.Context) {
@@ -130,18 +142,23 @@ func (s *Status) lead(ctx context.Context) {
 		servers = map[mesh.ClusterID]*server{}
 		now     *desired
 		of      *mesh.Snapshot
+		again   bool // look at the same Snapshot again
 	)
 	defer wg.Wait()
 	for {
 		snap, outdated := s.cfg.Snapshots.Latest()
-		if snap != nil && snap != of {
-			of = snap
+		var later <-chan time.Time
+		if snap != nil && (snap != of || again) {
 			problems := snap.Problems
 			if s.cfg.Problems != nil {
-				problems = s.cfg.Problems()
+				problems = slices.Concat(problems, s.cfg.Problems())
+				if snap != of { // translations may still be at it
+					later = time.After(settled)
+				}
 			}
-			now = compute(snap, problems)
+			of, now = snap, compute(snap, problems)
 		}
+		again = false
 		clusters, others := s.cfg.Clusters.Latest()
 		if now != nil {
 			s.follow(ctx, &wg, servers, clusters, now)
@@ -149,6 +166,8 @@ func (s *Status) lead(ctx context.Context) {
 		select {
 		case <-outdated:
 		case <-others:
+		case <-later:
+			again = true
 		case <-ctx.Done():
 			return
 		}

@@ -57,6 +57,7 @@ type Source struct {
 
 	metrics *metrics
 	remotes *remotes
+	servers servers
 }
 
 // New makes a source; it connects to nothing until Run.

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -37,6 +38,7 @@ type remotes struct {
 type remote struct {
 	*cluster
 	digest [sha256.Size]byte // of the kubeconfig in use
+	config *rest.Config      // what it says
 	stop   context.CancelFunc
 	done   chan struct{}
 }
@@ -211,10 +213,11 @@ func (r *remotes) ensure(ctx context.Context, id mesh.ClusterID, kubeconfig []by
 	c.conn = conn
 	c.mu.Unlock()
 	run, stop := context.WithCancel(ctx)
-	next := &remote{cluster: c, digest: digest, stop: stop, done: make(chan struct{})}
+	next := &remote{cluster: c, digest: digest, config: cfg, stop: stop, done: make(chan struct{})}
 	r.mu.Lock()
 	r.byName[id] = next
 	r.mu.Unlock()
+	r.src.servers.tell()
 	r.wg.Go(func() {
 		defer close(next.done)
 		defer conn.close()
@@ -237,6 +240,7 @@ func (r *remotes) remove(id mesh.ClusterID, x *remote) {
 	delete(r.outside, x.cluster)
 	r.outsideNews = true
 	r.mu.Unlock()
+	r.src.servers.tell()
 	x.forget()
 	r.src.metrics.forget(x.cluster)
 	r.src.log.Info("remote cluster is forgotten", "from", string(id))
