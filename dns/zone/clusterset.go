@@ -19,8 +19,8 @@ const labelPod = "statefulset.kubernetes.io/pod-name"
 // headless, with those of its pods, and then HOSTNAME.CLUSTER.NAME.NAMESPACE.svc.clusterset.local for each pod.
 func clusterSet(snap *mesh.Snapshot, s *mesh.Service) []*dnsv1.Host {
 	aliases := snap.Aliases(s)
-	if len(aliases) == 0 {
-		return nil
+	if len(aliases) == 0 || s.Host != mesh.GlobalHost(s.Name, s.Namespace) {
+		return nil // names of single clusters must not exist, those of single pods come from their service
 	}
 	alias := aliases[0]
 	h := &dnsv1.Host{Name: alias, Ports: clusterSetPorts(s)}

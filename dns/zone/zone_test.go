@@ -132,7 +132,8 @@ func TestClusterSet(t *testing.T) {
 		return out
 	}
 	snap := &mesh.Snapshot{Local: &mesh.Cluster{ID: "amber", Network: "flat"}, Services: []*mesh.Service{
-		{Host: "db-0.cedar.db.shop.global", VIPs: vips("240.0.0.9"), Global: true},
+		{Host: "birch.web.shop.global", Name: "web", Namespace: "shop", VIPs: vips("240.0.0.8"), Global: true, Facts: &mesh.Facts{}},
+		{Host: "db-0.cedar.db.shop.global", Name: "db", Namespace: "shop", VIPs: vips("240.0.0.9"), Global: true, Facts: &mesh.Facts{}},
 		{Host: "db.shop.global", Name: "db", Namespace: "shop", Global: true, VIPs: vips("240.0.0.2"),
 			Facts: &mesh.Facts{Headless: true, Ports: []mesh.ExportedPort{{Name: "sql", Number: 5432, Protocol: "TCP"}}},
 			Endpoints: []*mesh.Endpoint{
