@@ -48,10 +48,11 @@ func newMCSCluster(t *testing.T, name string) (*mcsCluster, *daemonTest) {
 		c.create(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}, "", string(text))
 	}
 	c.namespace("istio-system")
-	d, _ := member(t, name, func(cfg *Config) {
-		cfg.Source.Dir, cfg.Source.Kube.Enabled, cfg.Source.Kube.Kubeconfig = "", true, c.api.Kubeconfig()
-	})
-	return c, d
+	cfg := testConfig(t, name)
+	cfg.Gateways = []string{newGateway(t, cfg.Listen).addr()}
+	cfg.Federation.AutoApprove, cfg.allowLoopback = true, true
+	cfg.Source.Dir, cfg.Source.Kube.Enabled, cfg.Source.Kube.Kubeconfig = "", true, c.api.Kubeconfig()
+	return c, start(t, cfg)
 }
 
 func (c *mcsCluster) namespace(name string) {
