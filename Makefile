@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BIN         := build/bin
 PROGRAMS    := isthmusd isthmus isthmus-agent isthmus-cni coredns
-TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/apps/samples e2e/lab/cmd/lab e2e/demo
+TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/apps/samples e2e/apps/hello e2e/kubelab/cmd/labcni e2e/lab/cmd/lab e2e/demo
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD_FLAGS := -trimpath -buildvcs=false
 LINK_FLAGS  := -s -w -X github.com/isthmus-mesh/isthmus/internal/version.Version=$(VERSION)
@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build kube envoy demo test check unit e2e bench lint vuln fuzz clean proto
+.PHONY: help tools build kube lab envoy demo test check unit e2e bench lint vuln fuzz clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,10 @@ $(KUBE_PROGRAM): $(wildcard e2e/kube/*.go) e2e/kube/go.mod e2e/kube/go.sum
 	@version=$$(awk '$$1 == "k8s.io/kubernetes" { print $$2 }' e2e/kube/go.mod); \
 	hack/build.sh $(BIN) ./e2e/kube $(BUILD_FLAGS) -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version"
 	@touch $@ && ln -sf kube $(BIN)/kubectl
+
+TOPOLOGY ?= gateway
+lab: envoy kube build ## leave the Kubernetes clusters of TOPOLOGY up: single-vpn, gateway, multi-control-plane, mixed or a file
+	@$(BIN)/lab kube --keep $(TOPOLOGY)
 
 envoy: ## fetch Envoy into build/envoy, unless ENVOY names another
 	@if [ "$$ENVOY" = "$(FETCHED)" ]; then hack/fetch-envoy.sh $(ENVOY_VERSION) build/envoy; \

@@ -2,6 +2,7 @@ package kubelab
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node"
 	"github.com/isthmus-mesh/isthmus/e2e/lab"
 	"github.com/isthmus-mesh/isthmus/internal/kubeplane"
 )
@@ -31,6 +33,7 @@ type Cluster struct {
 	lab        *Lab
 	plane      *kubeplane.Plane
 	api        *APIServer
+	nodes      *node.Node
 	kubeconfig string // through the forwarder on loopback
 	rest       *rest.Config
 }
@@ -135,8 +138,21 @@ func (c *Cluster) up(ctx, life context.Context) error {
 	}
 	c.rest.Dial, c.rest.QPS, c.rest.Burst = c.Control.Dial, 200, 400
 	c.lab.parts.Go(func() error { return forward(life, listener, c.dialAPI) })
-	if c.api, err = c.startPlane(ctx); err != nil {
+	if c.api, err = c.startPlane(ctx); err != nil || c.lab.cfg.ControlOnly {
 		return err
+	}
+	images, err := c.lab.programs()
+	if err != nil {
+		return err
+	}
+	if err := c.startNodes(ctx, life, images); err != nil {
+		return fmt.Errorf("nodes: %w", err)
+	}
+	if s.DNS == "none" {
+		return nil
+	}
+	if err := c.dns(ctx); err != nil {
+		return fmt.Errorf("DNS: %w", err)
 	}
 	return nil
 }
@@ -171,3 +187,12 @@ func (c *Cluster) CA() []byte { return c.plane.CA() }
 
 // APIServer is the cluster's.
 func (c *Cluster) APIServer() *APIServer { return c.api }
+
+// Facts is what stories know of the cluster, by short names.
+func (c *Cluster) Facts() map[string]string {
+	s := c.Spec
+	return map[string]string{
+		"kubeconfig": c.kubeconfig, "apiserver": c.APIServerURL(), "dns": s.ClusterDNS().String(), "node": s.Nodes[0].Address.String(),
+		"control": s.control().String(), "network": s.Network, "ca": base64.StdEncoding.EncodeToString(c.CA()),
+	}
+}

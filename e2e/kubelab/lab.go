@@ -111,7 +111,7 @@ func (l *Lab) up(ctx, life context.Context) error {
 func (l *Lab) Down() error {
 	l.down.Do(func() {
 		l.stop()
-		l.err = errors.Join(l.net.Down(), l.parts.Wait())
+		l.err = errors.Join(l.parts.Wait(), l.net.Down())
 	})
 	return l.err
 }

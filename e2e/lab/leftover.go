@@ -79,6 +79,8 @@ type RunInfo struct {
 	Dir  string
 	Kept bool // left running on purpose
 	Live bool // its owner runs
+
+	owner int
 }
 
 // Runs lists the runs in a base folder, "" meaning the default one.
@@ -103,7 +105,7 @@ func Runs(base string) ([]RunInfo, error) {
 		for _, e := range entries {
 			info.Kept = info.Kept || e.Keep
 			if e.Owner {
-				info.Live = running(e.PID) && startTime(e.PID) == e.Start
+				info.Live, info.owner = running(e.PID) && startTime(e.PID) == e.Start, e.PID
 			}
 		}
 		out = append(out, info)
@@ -133,8 +135,20 @@ func RemoveLeftovers(base string) ([]string, error) {
 	return removed, errors.Join(errs...)
 }
 
-// Remove ends a run: every process that it started, its namespaces and its files.
+// Remove ends a run: every process that it started, its namespaces and its files. A run whose owner stays with it is
+// taken down by its owner, when that does it within a minute.
 func Remove(r RunInfo) error {
+	if r.Live && r.Kept {
+		if err := syscall.Kill(r.owner, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("remove run %s: %w", r.Name, err)
+		}
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && running(r.owner); {
+			time.Sleep(20 * time.Millisecond)
+		}
+		if _, err := os.Stat(r.Dir); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+	}
 	entries, err := readJournal(r.Dir)
 	if err != nil {
 		return fmt.Errorf("remove run %s: %w", r.Name, err)

@@ -1,7 +1,11 @@
 package lab
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 
 	"github.com/google/nftables"
 )
@@ -108,3 +112,23 @@ func (l *Lab) Launch(s Spec) (*Proc, error) { return l.launch(s) }
 
 // Program finds a program as Launch does: a path as it is, else in BinDir, else in PATH.
 func (l *Lab) Program(name string) (string, error) { return l.program(name) }
+
+// Mark is the variable that every process of the run has in its environment, NAME=VALUE: what has it ends with the lab,
+// whoever started it.
+func (l *Lab) Mark() string { return envRun + "=" + l.Run }
+
+// Stay marks the run as one that stays until "lab down", while this process serves it.
+func (l *Lab) Stay() error { return l.journal.add(entry{Keep: true}) }
+
+// Memory is the resident memory of the run's processes in bytes, what they share counted for each.
+func (l *Lab) Memory() int64 {
+	var pages int64
+	for _, pid := range processes(nil, l.Run) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		if f := strings.Fields(string(text)); err == nil && len(f) > 1 { // else it ended meanwhile
+			n, _ := strconv.ParseInt(f[1], 10, 64)
+			pages += n
+		}
+	}
+	return pages * int64(os.Getpagesize())
+}

@@ -20,6 +20,8 @@ const usage = `lab runs clusters in network namespaces.
   lab exec [--run RUN] NODE -- CMD  run a command in a node, for example: lab exec amber/productpage-v1 -- ss -ntp
   lab up [--bin DIR] [--logs DIR] [--network-only] [--tolerant] [--keep] WORLD
                                     run a world until Ctrl-C, or leave it running with --keep
+  lab kube [--bin DIR] [--logs DIR] [--scheduler] [--keep] TOPOLOGY
+                                    run Kubernetes clusters, a built-in topology or a file, until Ctrl-C
   lab down [RUN]                    end a run that was left running
   lab clean                         remove what crashed runs left
 
@@ -27,8 +29,13 @@ RUN may be left out when there is only one. Runs live in ` + "$ISTHMUS_LAB_DIR" 
 `
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "up" || os.Getenv("ISTHMUS_LAB_HELPER") != "" {
-		os.Exit(lab.Main(func(ctx context.Context) int { return report(up(ctx, os.Args[2:])) }))
+	if len(os.Args) > 1 && (os.Args[1] == "up" || os.Args[1] == "kube") || os.Getenv("ISTHMUS_LAB_HELPER") != "" {
+		os.Exit(lab.Main(func(ctx context.Context) int {
+			if os.Args[1] == "kube" {
+				return report(kube(ctx, os.Args[2:]))
+			}
+			return report(up(ctx, os.Args[2:]))
+		}))
 	}
 	if self, err := os.Executable(); err == nil { // the product's programs are beside this one
 		_ = os.Setenv("PATH", filepath.Dir(self)+":"+os.Getenv("PATH"))

@@ -1,0 +1,258 @@
+// Package scripts runs stories on clusters of the lab: txtar files of commands, whose verbs are in README.md.
+package scripts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/isthmus-mesh/isthmus/e2e/kubelab"
+	"github.com/isthmus-mesh/isthmus/e2e/lab"
+)
+
+// Config says which stories run, and with what.
+type Config struct {
+	// Dir is the folder of the stories.
+	Dir string
+	// Bin is the folder of programs. Default $LAB_BIN, else build/bin.
+	Bin string
+	// Scheduler runs the real scheduler in the clusters.
+	Scheduler bool
+}
+
+// Run runs the stories of a folder, one after the other, each as a subtest. Where labs cannot be made, or programs were
+// not built, they are skipped; with REQUIRE_TOOLS set that is a failure. TestMain must call lab.Main.
+func Run(t *testing.T, cfg Config) {
+	t.Helper()
+	if cfg.Bin == "" {
+		cfg.Bin = os.Getenv("LAB_BIN")
+	}
+	if cfg.Bin == "" {
+		cfg.Bin = filepath.Join(repository(), "build", "bin")
+	}
+	cfg.Bin, _ = filepath.Abs(cfg.Bin) // fails only without a working directory
+	if reason := missing(cfg.Bin); reason != "" {
+		if os.Getenv("REQUIRE_TOOLS") != "" {
+			t.Fatal(reason)
+		}
+		t.Skip(reason)
+	}
+	p := testscript.Params{
+		Dir: cfg.Dir, Cmds: map[string]func(*testscript.TestScript, bool, []string){},
+		RequireUniqueNames: true,
+		Setup: func(env *testscript.Env) error {
+			s := &story{cfg: cfg, t: env.T().(serial).T}
+			s.ctx, s.cancel = context.WithCancel(context.Background())
+			if deadline, ok := s.t.Deadline(); ok { // leave time to clean up
+				s.ctx, s.cancel = context.WithDeadline(context.Background(), deadline.Add(-30*time.Second))
+			}
+			env.Values[key{}] = s
+			env.Vars = append(env.Vars, "bin="+cfg.Bin, "PATH="+cfg.Bin+":"+os.Getenv("PATH"))
+			env.Defer(s.end)
+			return nil
+		},
+	}
+	for name := range verbs {
+		p.Cmds[name] = func(ts *testscript.TestScript, neg bool, args []string) {
+			s := ts.Value(key{}).(*story)
+			s.ts = ts
+			words := append([]string{name}, args...)
+			if neg {
+				words = append([]string{"!"}, words...)
+			}
+			out, err := s.do(s.ctx, words)
+			fmt.Fprint(ts.Stdout(), out)
+			if err != nil {
+				ts.Fatalf("%v", err)
+			}
+		}
+	}
+	if deadline, ok := t.Deadline(); ok {
+		p.Deadline = deadline
+	}
+	testscript.RunT(serial{t}, p)
+}
+
+// missing says what stories lack here; "" when nothing.
+func missing(bin string) string {
+	if testing.Short() {
+		return "clusters take a while: -short leaves them out"
+	}
+	if err := lab.Allowed(); err != nil {
+		return err.Error()
+	}
+	for _, program := range []string{"kube", "labcni", "coredns", "samples", "caller"} {
+		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
+			return fmt.Sprintf("%s is not in %s: make kube build makes it", program, bin)
+		}
+	}
+	return ""
+}
+
+// repository is the root of this repository.
+func repository() string {
+	_, here, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(here), "..", "..")
+}
+
+// serial runs subtests one after the other: each has the machine for itself.
+type serial struct{ *testing.T }
+
+func (s serial) Parallel()     {}
+func (s serial) Verbose() bool { return testing.Verbose() }
+func (s serial) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(serial{t}) })
+}
+
+type key struct{}
+
+// story is one script that runs.
+type story struct {
+	cfg    Config
+	t      *testing.T
+	ts     *testscript.TestScript
+	ctx    context.Context
+	cancel context.CancelFunc
+	lab    *kubelab.Lab
+}
+
+// end takes the story's clusters down, and says what was wrong with them when it failed.
+func (s *story) end() {
+	defer s.cancel()
+	if s.lab == nil {
+		return
+	}
+	if s.t.Failed() {
+		s.diagnose()
+		if os.Getenv("LAB_KEEP") != "" {
+			s.t.Logf("the clusters stay until Ctrl-C: run %s in %s", s.lab.Net().Run, s.lab.Net().Dir())
+			wait, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+			<-wait.Done()
+			stop()
+		}
+	}
+	if err := s.lab.Down(); err != nil {
+		s.t.Errorf("take the clusters down: %v", err)
+	}
+}
+
+// diagnose logs what is not ready, and the last events.
+func (s *story) diagnose() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for _, c := range s.lab.Clusters() {
+		for _, args := range [][]string{
+			{"get", "pods", "-A", "-o", "wide", "--request-timeout=5s"},
+			{"get", "events", "-A", "--field-selector=type=Warning", "--sort-by=.lastTimestamp", "--request-timeout=5s"},
+		} {
+			out, err := c.Kubectl(ctx, args...)
+			if err != nil {
+				out = err.Error()
+			}
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			s.t.Logf("%s: kubectl %s\n%s", c.Name(), strings.Join(args, " "), strings.Join(lines[max(0, len(lines)-25):], "\n"))
+		}
+	}
+}
+
+// do runs a verb with its arguments, or wants it to fail after "!".
+func (s *story) do(ctx context.Context, words []string) (stdout string, err error) {
+	if len(words) > 0 && words[0] == "!" {
+		out, err := s.do(ctx, words[1:])
+		if err == nil {
+			return out, errors.New("it succeeded, which it should not")
+		}
+		var bad usageError
+		if errors.As(err, &bad) {
+			return out, err
+		}
+		return out, nil
+	}
+	if len(words) == 0 {
+		return "", usageError("name a verb")
+	}
+	v, ok := verbs[words[0]]
+	if !ok {
+		return "", usageError(fmt.Sprintf("unknown verb %q: see e2e/scripts/README.md", words[0]))
+	}
+	if len(words)-1 < v.least || v.most >= 0 && len(words)-1 > v.most {
+		return "", usageError("usage: " + words[0] + " " + v.usage)
+	}
+	if words[0] != "topology" && s.lab == nil {
+		return "", usageError("a story begins with topology")
+	}
+	return v.run(s, ctx, words[1:])
+}
+
+// usageError is a story that is written wrongly: no "!" or "within" makes it right.
+type usageError string
+
+func (e usageError) Error() string { return string(e) }
+
+func (s *story) cluster(name string) (*kubelab.Cluster, error) {
+	if c := s.lab.Cluster(name); c != nil {
+		return c, nil
+	}
+	var names []string
+	for _, c := range s.lab.Clusters() {
+		names = append(names, c.Name())
+	}
+	return nil, usageError(fmt.Sprintf("no cluster %q; there are %s", name, strings.Join(names, ", ")))
+}
+
+// up is the verb topology.
+func (s *story) up(ctx context.Context, args []string) (string, error) {
+	if s.lab != nil {
+		return "", usageError("the topology is up already")
+	}
+	name := args[0]
+	if _, err := os.Stat(s.ts.MkAbs(name)); err == nil {
+		name = s.ts.MkAbs(name)
+	}
+	topology, err := kubelab.FindTopology(name)
+	if err != nil {
+		return "", err
+	}
+	start := time.Now()
+	level := slog.LevelWarn
+	if testing.Verbose() {
+		level = slog.LevelInfo
+	}
+	var logs string
+	if base := os.Getenv("LAB_LOGS"); base != "" {
+		logs = filepath.Join(base, s.ts.Name())
+	}
+	l, err := kubelab.Up(ctx, kubelab.Config{Topology: topology, Bin: s.cfg.Bin, Logs: logs, Scheduler: s.cfg.Scheduler,
+		Log: slog.New(slog.NewTextHandler(writer{s.t}, &slog.HandlerOptions{Level: level}))})
+	if err != nil {
+		return "", err
+	}
+	s.lab = l
+	for _, c := range l.Clusters() {
+		id := strings.ReplaceAll(c.Name(), "-", "_")
+		for k, v := range c.Facts() {
+			s.ts.Setenv(id+"_"+k, v)
+		}
+	}
+	return fmt.Sprintf("up after %.1f s\n", time.Since(start).Seconds()), nil
+}
+
+// writer hands log lines to a test.
+type writer struct{ t *testing.T }
+
+// Write logs one line.
+func (w writer) Write(b []byte) (int, error) {
+	defer func() { _ = recover() }() // a line after the end of the test
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
