@@ -113,6 +113,10 @@ func (b *builder) rule(c *nftables.Chain, exprs ...expr.Any) {
 
 // set adds a set with its elements, a few at a time: a netlink attribute holds 64 KiB.
 func (b *builder) set(s *nftables.Set, elements []nftables.SetElement) error {
+	// An id of our own, unlike in the other family: those that the library gives are from a counter that is not safe
+	// for several clusters in one process.
+	b.sets++
+	s.ID = 2*b.sets + uint32(b.size/16)
 	if err := b.conn.AddSet(s, nil); err != nil {
 		return fmt.Errorf("set %s: %w", s.Name, err)
 	}
