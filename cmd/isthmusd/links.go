@@ -85,13 +85,13 @@ func (d *daemon) routes(ctx context.Context, issuer *token.Issuer, queue *tlsmux
 		return func(h *tls.ClientHelloInfo) bool { return slices.Contains(h.SupportedProtos, proto) }
 	}
 	return []tlsmux.Route{
-		{Name: "join", Match: speaks(alpnJoin), Serve: func(c *tls.Conn) { issuer.Serve(ctx, c) }, TLS: func() *tls.Config {
+		{Name: "join", Match: speaks(alpnJoin), Forward: d.leader, Serve: func(c *tls.Conn) { issuer.Serve(ctx, c) }, TLS: func() *tls.Config {
 			return &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{alpnJoin}, GetCertificate: d.certs.join.GetCertificate}
 		}},
-		{Name: "gossip", Match: speaks(alpnGossip), Serve: func(c *tls.Conn) { d.gossip.Serve(c) }, TLS: func() *tls.Config {
+		{Name: "gossip", Match: speaks(alpnGossip), Forward: d.leader, Serve: func(c *tls.Conn) { d.gossip.Serve(c) }, TLS: func() *tls.Config {
 			return d.peerServerTLS(alpnGossip)
 		}},
-		{Name: "peer", Match: func(h *tls.ClientHelloInfo) bool { return h.ServerName == sni.Peer.Name(td) && speaks("h2")(h) }, Serve: queue.Serve, TLS: func() *tls.Config {
+		{Name: "peer", Forward: d.leader, Match: func(h *tls.ClientHelloInfo) bool { return h.ServerName == sni.Peer.Name(td) && speaks("h2")(h) }, Serve: queue.Serve, TLS: func() *tls.Config {
 			return d.peerServerTLS("h2")
 		}},
 		{Name: "xds", Match: speaks("h2"), Serve: queue.Serve, TLS: func() *tls.Config {
@@ -100,6 +100,18 @@ func (d *daemon) routes(ctx context.Context, issuer *token.Issuer, queue *tlsmux
 			return c
 		}},
 	}
+}
+
+// leader says where joins, gossip and peers are served: by the replica that leads.
+func (d *daemon) leader() (to string, here bool) {
+	if d.kept.election == nil {
+		return "", true
+	}
+	t, _ := d.kept.election.Current()
+	if a := t.Address(); !t.Leading && a.IsValid() {
+		return a.String(), false
+	}
+	return "", t.Leading
 }
 
 func (d *daemon) peerServerTLS(proto string) *tls.Config {

@@ -25,6 +25,9 @@ type Route struct {
 	TLS func() *tls.Config
 	// Serve takes over a connection whose handshake is done and returns when it is finished with it.
 	Serve func(*tls.Conn)
+	// Forward says where the route is served: here, or at another Mux to which the connection is passed on unopened. ""
+	// and not here closes it. What was passed on once is not passed on again. nil: here.
+	Forward func() (to string, here bool)
 }
 
 // Config describes a Mux.
@@ -111,36 +114,61 @@ func (m *Mux) Run(ctx context.Context) error {
 
 func (m *Mux) serve(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
+	start := &opening{Conn: conn}
+	_ = conn.SetReadDeadline(time.Now().Add(m.cfg.HandshakeTimeout))
+	passed, err := start.preamble()
+	if err != nil {
+		return
+	}
+	_ = conn.SetReadDeadline(time.Time{})
 	var route *Route
-	tc := tls.Server(conn, &tls.Config{
+	var to string
+	tc := tls.Server(start, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			for i := range m.cfg.Routes {
-				if m.cfg.Routes[i].Match(hello) {
-					route = &m.cfg.Routes[i]
-					c := route.TLS()
-					if c.MinVersion < tls.VersionTLS13 { // what is returned replaces the outer configuration whole
-						c = c.Clone()
-						c.MinVersion = tls.VersionTLS13
-					}
-					return c, nil
-				}
+			if route = m.match(hello); route == nil {
+				return nil, errNoRoute
 			}
-			return nil, errNoRoute
+			if to = route.elsewhere(passed); to != "" {
+				start.mute()
+				return nil, errElsewhere
+			}
+			start.forget()
+			c := route.TLS()
+			if c.MinVersion < tls.VersionTLS13 { // what is returned replaces the outer configuration whole
+				c = c.Clone()
+				c.MinVersion = tls.VersionTLS13
+			}
+			return c, nil
 		},
 	})
 	hctx, cancel := context.WithTimeout(ctx, m.cfg.HandshakeTimeout)
-	err := tc.HandshakeContext(hctx)
+	err = tc.HandshakeContext(hctx)
 	cancel()
-	if err != nil {
-		name := ""
-		if route != nil {
-			name = route.Name
+	name := ""
+	if route != nil {
+		name = route.Name
+	}
+	if to != "" && to != nowhere {
+		if err := m.pass(ctx, start, to); err != nil {
+			m.cfg.Log.Debug("connection not passed on", "part", name, "to", to, "err", err)
 		}
+		return
+	}
+	if err != nil {
 		m.cfg.Log.Debug("handshake refused", "part", name, "peer", conn.RemoteAddr().String(), "err", err)
 		return
 	}
 	route.Serve(tc)
+}
+
+func (m *Mux) match(hello *tls.ClientHelloInfo) *Route {
+	for i := range m.cfg.Routes {
+		if m.cfg.Routes[i].Match(hello) {
+			return &m.cfg.Routes[i]
+		}
+	}
+	return nil
 }
 
 func (m *Mux) track(c net.Conn) bool {
