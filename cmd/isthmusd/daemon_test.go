@@ -30,7 +30,13 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/xdsclient"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, klogFlush) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(replicaEnv); path != "" { // this process is a replica that a test kills
+		runReplica(path)
+		return
+	}
+	goleak.VerifyTestMain(m, klogFlush)
+}
 
 // patience is how long a condition may take to come true.
 const patience = 20 * time.Second

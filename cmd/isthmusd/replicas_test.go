@@ -2,16 +2,37 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/api/isthmus/v1alpha1"
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
+	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/internal/kubetest"
 )
 
@@ -71,6 +92,240 @@ func leaderOf(t *testing.T, replicas ...*daemonTest) (leader *daemonTest) {
 		return nil
 	})
 	return leader
+}
+
+// replicaEnv names the configuration of a replica in a process of its own.
+const replicaEnv = "ISTHMUSD_REPLICA"
+
+func runReplica(path string) {
+	cfg, err := loadConfig(path)
+	if err == nil {
+		cfg.allowLoopback = true
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		err = run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})), prometheus.NewRegistry())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// spawn runs a replica in a process of its own, which kill ends at once.
+func spawn(t *testing.T, cfg Config) (d *daemonTest, kill func()) {
+	t.Helper()
+	data, err := yaml.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(filepath.Dir(cfg.Admin.Socket), "isthmusd.yaml")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d = &daemonTest{cfg: cfg, log: &logBuffer{}, done: make(chan struct{})}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env, cmd.Stderr = append(os.Environ(), replicaEnv+"="+path), d.log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(d.done)
+		d.err = cmd.Wait()
+	}()
+	kill = sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		<-d.done
+	})
+	t.Cleanup(func() {
+		kill()
+		if t.Failed() {
+			t.Logf("log of %s, replica %s:\n%s", cfg.Cluster, cfg.State.Replica, d.log)
+		}
+	})
+	eventually(t, "replica "+cfg.State.Replica+" is ready", func() error {
+		var s admin.Status
+		if err := d.call("GET", "/v1/status", nil, &s); err != nil {
+			return err
+		}
+		if !s.Ready {
+			return errors.New("no snapshot yet")
+		}
+		return nil
+	})
+	return d, kill
+}
+
+// held returns all that a proxy was given, for comparison.
+func (p *proxy) all() map[string]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := map[string]string{}
+	for typ, held := range p.held {
+		for name, body := range held {
+			out[typ+" "+name] = string(body)
+		}
+	}
+	return out
+}
+
+// TestReplicas runs two replicas of one cluster beside another cluster: they make one set of keys, serve the same bytes,
+// let one of many redeem a token, and when the leader is killed the other takes its place without a loss.
+func TestReplicas(t *testing.T) {
+	s := kubeAPI(t, "amber")
+	gateway := newGateway(t, "")
+	objects := ""
+	var replicas []*daemonTest
+	var kills []func()
+	var wg sync.WaitGroup
+	for _, name := range []string{"a", "b"} {
+		cfg := replicaConfig(t, s, "amber", name, objects)
+		cfg.Gateways, cfg.Federation.AutoApprove = []string{gateway.addr()}, true
+		if objects == "" {
+			objects = cfg.Source.Dir
+			writeObjects(t, cfg, "namespace.yaml", namespaceYAML)
+			writeObjects(t, cfg, "reviews.yaml", exportedYAML("amber"))
+		}
+		replicas, kills = append(replicas, nil), append(kills, nil)
+		i := len(replicas) - 1
+		wg.Go(func() { replicas[i], kills[i] = spawn(t, cfg) }) // both race to make the keys
+	}
+	wg.Wait()
+	leader := leaderOf(t, replicas...)
+	follower, killLeader := replicas[1], kills[0]
+	if leader == replicas[1] {
+		follower, killLeader = replicas[0], kills[1]
+	}
+	gateway.lead(follower.cfg.Listen) // what is for the leader gets there by way of the follower
+	birch, _ := member(t, "birch", nil)
+	birch.mustJoin(t, leader)
+	eventually(t, "birch and the leader are one mesh", func() error {
+		return errors.Join(birch.knows(t, "amber"), leader.knows(t, "birch"), birch.serves(t, "amber", "birch"), leader.serves(t, "amber", "birch"))
+	})
+	eventually(t, "the follower serves what the leader imports", func() error { return follower.serves(t, "amber", "birch") })
+
+	ca, err := s.Client().CoreV1().Secrets("system-amber").Get(t.Context(), ownCASecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range replicas {
+		if err := os.WriteFile(d.cfg.data("root-cert.pem"), ca.Data["root-cert.pem"], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	node := sidecar(t, leader.cfg, "productpage", "default")
+	token := follower.workloadToken(t, "default", "productpage", "productpage") // of one is good at both
+	one, two := connect(t, leader, node, leader.dialOptions(t, token), nil), connect(t, follower, node, follower.dialOptions(t, token), nil)
+	same := func() error {
+		x, y := one.all(), two.all()
+		if !maps.Equal(x, y) || len(x) == 0 {
+			return fmt.Errorf("the replicas serve %d and %d resources, not all the same", len(x), len(y))
+		}
+		if one.resource(xds.EndpointType, "outbound|9080||"+globalHost) == nil {
+			return errors.New("the shared service is not served")
+		}
+		return nil
+	}
+	eventually(t, "both replicas serve the same bytes", same)
+	if x, y := one.client.Versions(), two.client.Versions(); fmt.Sprint(x) != fmt.Sprint(y) {
+		t.Errorf("versions differ: %v, %v", x, y)
+	}
+
+	t.Run("redeem", func(t *testing.T) { raceToRedeem(t, leader, follower) })
+	birch.quiet(t)
+
+	before := birch.peers(t)["amber"]
+	resume := one.client.Versions()
+	one.stop()
+	two.forget()
+	started := time.Now()
+	killLeader()
+	again := connect(t, follower, node, follower.dialOptions(t, token), resume)
+	lost, watched := false, make(chan struct{})
+	stop := make(chan struct{})
+	go func() { // birch keeps the endpoints all the time
+		defer close(watched)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+				if birch.serves(t, "amber", "birch") != nil {
+					lost = true
+				}
+			}
+		}
+	}()
+	eventually(t, "the other replica leads", func() error {
+		if !strings.Contains(follower.log.String(), "speaks for the cluster") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if took := time.Since(started); took > 10*time.Second {
+		t.Errorf("failover took %s", took)
+	}
+	eventually(t, "birch hears the new leader", func() error { return errors.Join(birch.knows(t, "amber"), follower.knows(t, "birch")) })
+	t.Logf("the peer hears the new leader after %s", time.Since(started).Round(10*time.Millisecond))
+	close(stop)
+	<-watched
+	if lost {
+		t.Error("endpoints of the cluster were lost while the leader changed")
+	}
+	after := birch.peers(t)["amber"]
+	if after.Epoch <= before.Epoch || after.Services != before.Services {
+		t.Errorf("before %+v, after %+v: the epoch must be higher, and nothing else changed", before, after)
+	}
+	if got := again.forget(); len(got) > 0 {
+		t.Errorf("a client that resumes at the other replica was sent %q", got)
+	}
+	if got := two.forget(); len(got) > 0 {
+		t.Errorf("a client of the surviving replica was sent %q", got)
+	}
+	birch.quiet(t)
+}
+
+// raceToRedeem lets 64 joiners redeem one token at two replicas at the same time, many times.
+func raceToRedeem(t *testing.T, replicas ...*daemonTest) {
+	for round := range 12 {
+		name := fmt.Sprintf("racer-%d", round)
+		issued := replicas[round%2].tokenFor(t, admin.TokenRequest{Name: name})
+		var wg sync.WaitGroup
+		var won, spent atomic.Int32
+		for i := range 64 {
+			public, private, err := ed25519.GenerateKey(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := replicas[i%2].cfg.Listen
+			wg.Go(func() {
+				body, _ := proto.Marshal(&federationv1.Cluster{TrustDomain: name + ".mesh", FederationKey: public})
+				r := &federationv1.Record{Origin: name, Kind: protocol.KindCluster, Epoch: 1, Seq: 1, Body: body}
+				protocol.Sign(r, func(msg []byte) []byte { return ed25519.Sign(private, msg) })
+				_, err := token.Redeem(t.Context(), issued.Token, token.RedeemConfig{
+					Body: &federationv1.ClusterJoin{Name: name, Cluster: r}, Timeout: patience,
+					Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+						return new(net.Dialer).DialContext(ctx, "tcp", to)
+					},
+				})
+				var refused *token.Refused
+				switch {
+				case err == nil:
+					won.Add(1)
+				case errors.As(err, &refused) && refused.Reason == token.ReasonSpent:
+					spent.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 || spent.Load() != 63 {
+			t.Fatalf("round %d: %d winners, %d told that it is spent", round, won.Load(), spent.Load())
+		}
+		if err := replicas[0].call("POST", "/v1/peers/"+name+"/evict", nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestStateInKubernetes: what one isthmusd kept is there for another that shares no disk with it.
