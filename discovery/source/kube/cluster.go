@@ -247,13 +247,11 @@ func (c *cluster) again(which func(*table, *entry) bool) {
 
 // set notes how a kind fares. The caller holds mu.
 func (c *cluster) set(t *table, state, verb string, err error) {
-	same := t.state == state && t.verb == verb && (t.err == nil) == (err == nil)
-	t.state, t.verb, t.err = state, verb, err
-	if !same {
-		t.since = time.Now()
-		if err != nil && state != StateAbsent {
-			c.log.Warn("kind is not read", "kind", t.fullName(), "state", state, "verb", verb, "err", err)
-		}
+	if t.state != state {
+		t.state, t.since = state, time.Now()
+		t.verb, t.err = verb, err
+	} else if state != StateForbidden { // of several verbs the first is named, so that what is said stays the same
+		t.verb, t.err = verb, err
 	}
 	c.begin()
 	c.complaints()

@@ -48,6 +48,11 @@ func (c *cluster) complaints() {
 	if reflect.DeepEqual(out, c.problems) {
 		return
 	}
+	for _, p := range out {
+		if !slices.Contains(c.problems, p) {
+			c.log.Warn("API server", "err", p.String())
+		}
+	}
 	c.problems = out
 	if len(out) == 0 {
 		c.sink.Forget(c.problemsKey())
@@ -78,6 +83,9 @@ func (c *cluster) lost() mesh.Problem {
 	return p
 }
 
+// warmUp is how long a server that has just come up is not believed when it says what is forbidden.
+const warmUp = 2 * time.Second
+
 // varies matches what differs from try to try.
 var varies = regexp.MustCompile(`(read tcp|write tcp|dial tcp) [^ ]+->`)
 
@@ -94,6 +102,9 @@ func plain(err error) string {
 func (t *table) problem() (mesh.Problem, bool) {
 	if t.err == nil || t.state != StateForbidden && t.state != StateFailed {
 		return mesh.Problem{}, false
+	}
+	if t.state == StateForbidden && t.since.Sub(t.c.since) < warmUp && time.Since(t.since) < warmUp {
+		return mesh.Problem{}, false // a server that starts forbids everything until it has read the roles
 	}
 	p := mesh.Problem{Object: t.c.ref(), Field: t.fullName(), Reason: ReasonNotRead, Message: fmt.Sprintf("%s cannot be read since %s: %s", t.fullName(), t.since.UTC().Format(time.RFC3339), plain(t.err))}
 	var version *unknownVersion
