@@ -64,5 +64,6 @@ Clusters and machines join the mesh with a token:
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o))
+	root.AddCommand(remoteSecretCommand())
 	return root
 }

@@ -31,6 +31,7 @@ func (o *object) service() {
 	}
 	decl := &mesh.ServiceDecl{
 		Object: o.ref, Cluster: o.d.opts.cluster(), Hosts: []string{o.host(s.Name)}, Ports: o.servicePorts(s.Spec.Ports), Facts: facts(&s),
+		PublishNotReady: s.Spec.PublishNotReadyAddresses,
 	}
 	if len(s.Spec.Selector) > 0 {
 		decl.Selector = s.Spec.Selector
@@ -143,9 +144,6 @@ func (o *object) unsupportedService(s *corev1.Service) {
 	}
 	if s.Spec.TrafficDistribution != nil {
 		o.unsupported("spec.trafficDistribution", "endpoints in all zones are used")
-	}
-	if s.Spec.PublishNotReadyAddresses {
-		o.unsupported("spec.publishNotReadyAddresses", "endpoints that are not ready get no traffic")
 	}
 	if v, ok := s.Annotations[annVisibility]; ok {
 		o.checkVisibility("metadata.annotations["+annVisibility+"]", strings.Split(v, ","))

@@ -152,3 +152,10 @@ func (r *Reviews) review(ctx context.Context, cluster mesh.ClusterID, token stri
 	}
 	return Caller{Identity: mesh.SPIFFE(r.c.TrustDomain, namespace, account), Namespace: namespace, ServiceAccount: account, Pod: who.Pod, By: ByToken}, nil
 }
+
+// Kept returns how many answers are remembered, the outdated ones among them.
+func (r *Reviews) Kept() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.kept)
+}

@@ -21,9 +21,11 @@ type ServiceDecl struct {
 	Resolution Resolution
 	External   bool
 	Headless   bool
-	Export     bool        // label isthmus.io/export: "true" on the Service or its Namespace
-	ExportTo   []ClusterID // annotation isthmus.io/export-to; empty: every peer
-	Facts      *Facts      `json:",omitempty"` // of a Kubernetes Service; nil otherwise
+	// PublishNotReady: selected pods count as ready whatever they say (publishNotReadyAddresses).
+	PublishNotReady bool        `json:",omitempty"`
+	Export          bool        // label isthmus.io/export: "true" on the Service or its Namespace
+	ExportTo        []ClusterID // annotation isthmus.io/export-to; empty: every peer
+	Facts           *Facts      `json:",omitempty"` // of a Kubernetes Service; nil otherwise
 }
 
 // EndpointSlice is a Kubernetes EndpointSlice of a Service that has no selector here.

@@ -160,7 +160,7 @@ func (b *builder) endpoints(decl *mesh.ServiceDecl, j *joined) []*mesh.Endpoint 
 	}
 	if len(decl.Selector) > 0 {
 		for _, w := range j.workloads {
-			e := &mesh.Endpoint{Address: w.Addresses[0], Weight: w.Weight, Ready: w.Ready, Ports: portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) {
+			e := &mesh.Endpoint{Address: w.Addresses[0], Weight: w.Weight, Ready: w.Ready || decl.PublishNotReady, Ports: portsOf(decl.Ports, func(p mesh.Port) (uint32, bool) {
 				if n, ok := w.Ports[p.TargetName]; ok {
 					return n, true
 				}

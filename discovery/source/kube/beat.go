@@ -90,7 +90,6 @@ func (c *cluster) mark(err error, heard, now time.Time) {
 			if c.up && !heard.IsZero() {
 				c.since = heard
 			}
-			c.log.Warn("API server is lost; what it said stays in use", "server", c.conn.server, "err", err)
 		}
 		c.up, c.why = false, err
 	} else if !c.up {

@@ -267,7 +267,6 @@ func (c *cluster) begin() {
 			return
 		}
 	}
-	c.live = true
 	for _, first := range []string{kindNamespace, kindNode, kindService} { // others depend on these
 		for _, t := range c.tables {
 			if t.name == first && t.group == "" {
@@ -277,6 +276,7 @@ func (c *cluster) begin() {
 			}
 		}
 	}
+	c.live = true
 	for _, t := range c.tables {
 		for _, e := range t.entries {
 			t.report(e)
