@@ -298,7 +298,7 @@ func (c *cluster) status() State {
 		out.Server = c.conn.server
 	}
 	if !c.up && c.why != nil {
-		out.Error = c.why.Error()
+		out.Error = plain(c.why)
 	}
 	for _, t := range c.tables {
 		k := KindState{Kind: t.fullName(), Version: t.version, Objects: len(t.entries), State: t.state}

@@ -84,9 +84,11 @@ func kinds() []*kind {
 			{"PeerAuthentication", "peerauthentications"}, {"RequestAuthentication", "requestauthentications"}, {"AuthorizationPolicy", "authorizationpolicies"},
 		}},
 		{"telemetry.istio.io", []string{"v1", "v1alpha1"}, [][2]string{{"Telemetry", "telemetries"}}},
-		{"extensions.istio.io", []string{"v1alpha1"}, [][2]string{{"WasmPlugin", "wasmplugins"}}},
+		{"extensions.istio.io", []string{"v1alpha1"}, [][2]string{{"WasmPlugin", "wasmplugins"}, {"TrafficExtension", "trafficextensions"}}},
 		{"multicluster.x-k8s.io", []string{"v1beta1", "v1alpha1"}, [][2]string{{"ServiceExport", "serviceexports"}}},
-		{"gateway.networking.k8s.io", []string{"v1", "v1beta1"}, [][2]string{{"Gateway", "gateways"}}},
+		{"gateway.networking.k8s.io", []string{"v1", "v1beta1", "v1alpha3", "v1alpha2"}, [][2]string{
+			{"Gateway", "gateways"}, {"HTTPRoute", "httproutes"}, {"GRPCRoute", "grpcroutes"}, {"TLSRoute", "tlsroutes"}, {"TCPRoute", "tcproutes"},
+		}},
 	} {
 		for _, k := range g.kinds {
 			core = append(core, &kind{name: k[0], group: g.group, resource: k[1], versions: g.versions, optional: true, relabel: k[0] == "ServiceEntry"})

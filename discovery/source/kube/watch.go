@@ -120,6 +120,7 @@ func (w *watcher) told(verb string, err error) {
 	w.c.mu.Lock()
 	defer w.c.mu.Unlock()
 	switch {
+	case apierrors.IsForbidden(err) && w.unlisted():
 	case apierrors.IsForbidden(err):
 		w.c.set(w.table, StateForbidden, verb, err)
 	case err == nil && w.verb == verb && (w.state == StateForbidden || w.state == StateFailed):
@@ -130,6 +131,12 @@ func (w *watcher) told(verb string, err error) {
 	}
 }
 
+// unlisted reports whether discovery knows nothing of a kind that need not exist. Then "forbidden" says nothing: what
+// does not exist is forbidden first. The caller holds mu.
+func (w *watcher) unlisted() bool {
+	return w.optional && w.c.served.complete && len(w.c.served.versions(w.group, w.resource)) == 0
+}
+
 // failed notes why listing and watching ended.
 func (w *watcher) failed(err error) {
 	if err == nil {
@@ -137,9 +144,8 @@ func (w *watcher) failed(err error) {
 	}
 	w.c.mu.Lock()
 	defer w.c.mu.Unlock()
-	if apierrors.IsForbidden(err) && w.optional && w.c.served.complete && len(w.c.served.versions(w.group, w.resource)) == 0 {
-		// What does not exist is forbidden first.
-		w.c.set(w.table, StateAbsent, "", nil)
+	if apierrors.IsForbidden(err) && w.unlisted() {
+		w.gone = true // until discovery knows better
 		return
 	}
 	if !apierrors.IsForbidden(err) && w.c.up {
@@ -154,15 +160,18 @@ func (w *watcher) vanished(ctx context.Context, version string, err error) bool 
 	}
 	// Another version may be served instead: what is known is kept until discovery has looked again.
 	w.c.mu.Lock()
-	looked := w.c.served.looked
+	enough := w.c.served.looked + 2 // the look that begins after the answer
+	if len(w.entries) == 0 {
+		enough = 1 // nothing is at stake
+	}
 	w.c.mu.Unlock()
 	for ctx.Err() == nil {
 		w.c.mu.Lock()
-		if w.c.served.looked >= looked+2 {
-			break // a look that began after the answer
+		if w.c.served.looked >= enough {
+			break
 		}
 		w.c.mu.Unlock()
-		pause(ctx, w.c.src.cfg.Beat/4)
+		pause(ctx, w.c.src.cfg.Beat/8)
 	}
 	if ctx.Err() != nil {
 		return true
