@@ -194,7 +194,8 @@ func (o *object) eastWestGateway() {
 		}
 	}
 	if field == "" && len(g.Spec.Listeners) > 0 {
-		o.note("spec.listeners", ReasonUnsupported, fmt.Sprintf("no listener passes TLS through; port %d is assumed", gatewayPort), "add a listener of protocol TLS with tls.mode Passthrough")
+		o.note("spec.listeners", ReasonUnsupported, "no listener passes TLS through; the gateway is left out", "add a listener of protocol TLS with tls.mode Passthrough")
+		return
 	}
 	addresses := g.Status.Addresses
 	if len(addresses) == 0 {

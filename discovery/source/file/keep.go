@@ -33,6 +33,12 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 	now.DestinationRules = keep(k, now.DestinationRules, before.DestinationRules, func(x *mesh.DestinationRule) mesh.ObjectRef { return x.Object })
 	now.Gateways = keep(k, now.Gateways, before.Gateways, func(x *mesh.Gateway) mesh.ObjectRef { return x.Object })
 	now.PeerAuthentications = keep(k, now.PeerAuthentications, before.PeerAuthentications, func(x *mesh.PeerAuthentication) mesh.ObjectRef { return x.Object })
+	// Of one ConfigMap the two keys stand for themselves.
+	k.have = map[identity]bool{}
+	now.MeshConfigs = keep(k, now.MeshConfigs, before.MeshConfigs, func(x *mesh.MeshConfig) mesh.ObjectRef { return x.Object })
+	k.have = map[identity]bool{}
+	declared := slices.DeleteFunc(slices.Clone(before.Networks), func(x *mesh.Network) bool { return x.Object.Kind != "ConfigMap" })
+	now.Networks = keep(k, now.Networks, declared, func(x *mesh.Network) mesh.ObjectRef { return x.Object })
 	for i, p := range problems {
 		if k.kept[identify(p.Object)] || anyone(p) && len(k.kept) > 0 {
 			problems[i].Message += "; what was valid before stays in use until a restart"
@@ -77,6 +83,8 @@ func clone(in mesh.Input) mesh.Input {
 	in.DestinationRules = slices.Clone(in.DestinationRules)
 	in.Gateways = slices.Clone(in.Gateways)
 	in.PeerAuthentications = slices.Clone(in.PeerAuthentications)
+	in.MeshConfigs = slices.Clone(in.MeshConfigs)
+	in.Networks = slices.Clone(in.Networks)
 	return in
 }
 

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -149,13 +151,7 @@ func (t *table) report(e *entry) {
 	if !told {
 		return
 	}
-	if len(problems) > 0 && empty(in) && !empty(e.in) {
-		// An API server has no memory of what was valid; we have.
-		in = e.in
-		for i := range problems {
-			problems[i].Message += "; what was valid before stays in use until a restart"
-		}
-	}
+	in = keepValid(in, e.in, problems)
 	e.in, e.problems = in, problems
 	out := clone(in)
 	out.Problems = problems
@@ -167,6 +163,37 @@ func (t *table) report(e *entry) {
 		e.reported = false
 		t.c.sink.Forget(t.keyOf(e))
 	}
+}
+
+// keepValid returns what an object says now, and what it said before of the parts that an edit broke: an API server has
+// no memory of what was valid. It marks the problems of these parts.
+func keepValid(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
+	mark := func(about func(field string) bool) {
+		for i, p := range problems {
+			if about(p.Field) {
+				problems[i].Message += "; what was valid before stays in use until a restart"
+			}
+		}
+	}
+	if empty(now) && !empty(before) && len(problems) > 0 {
+		mark(func(string) bool { return true })
+		return before
+	}
+	part := func(key string) func(string) bool {
+		return func(field string) bool { return field == key || strings.HasPrefix(field, key+".") }
+	}
+	broken := func(about func(string) bool) bool {
+		return slices.ContainsFunc(problems, func(p mesh.Problem) bool { return about(p.Field) })
+	}
+	if about := part("data.mesh"); len(now.MeshConfigs) == 0 && len(before.MeshConfigs) > 0 && broken(about) {
+		mark(about)
+		now.MeshConfigs = before.MeshConfigs
+	}
+	if about := part("data.meshNetworks"); len(now.Networks) == 0 && len(before.Networks) > 0 && broken(about) {
+		mark(about)
+		now.Networks = before.Networks
+	}
+	return now
 }
 
 // decode says what an object means where it stands; told is false for kinds that say nothing by themselves.
