@@ -1,4 +1,4 @@
-// Command isthmus is the operator's tool: it asks the isthmusd of one cluster, over its unix socket.
+// Command isthmus is the operator's tool: it asks the isthmusd of one cluster, over its unix socket, and installs it.
 package main
 
 import (
@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -24,7 +26,7 @@ func main() {
 			diag.Print(os.Stderr, "isthmus", err)
 		}
 		stop()
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
 }
 
@@ -49,9 +51,13 @@ Clusters and machines join the mesh with a token:
   to see the result     isthmus peers`,
 		SilenceUsage: true, SilenceErrors: true, Version: version.String(),
 		// Before anything is done: a command that acted must not end with an error about its output.
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if o.output != "table" && o.output != "json" {
-				return diag.Hint(fmt.Errorf("unknown output format %q", o.output), "-o table or -o json")
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			allowed := strings.Fields(cmd.Annotations[formats])
+			if len(allowed) == 0 {
+				allowed = []string{"table", "json"}
+			}
+			if !slices.Contains(allowed, o.output) {
+				return diag.Hint(fmt.Errorf("unknown output format %q", o.output), "-o %s", strings.Join(allowed, " or -o "))
 			}
 			return nil
 		},
@@ -65,5 +71,6 @@ Clusters and machines join the mesh with a token:
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o))
 	root.AddCommand(remoteSecretCommand())
+	root.AddCommand(installCommand(o), uninstallCommand(o), verifyInstallCommand(o), dnsCommand(o))
 	return root
 }
