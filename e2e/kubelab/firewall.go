@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node/kubelet"
 	"github.com/isthmus-mesh/isthmus/e2e/lab"
 )
 
@@ -129,6 +130,7 @@ func (c *Cluster) firewall(peers []*Cluster) error {
 	for _, icmp := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} { // neighbour discovery, too
 		r.add(input, from(lab.LinkWAN), protocol(icmp), accept())
 	}
+	r.add(input, from(lab.LinkWAN), source(single(c.Spec.APIServer)), tcpPort(kubelet.Port), accept())
 	nat := r.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 	for _, p := range peers {
 		for _, inside := range p.Spec.inside() {

@@ -27,8 +27,6 @@ type Config struct {
 	Logs string
 	// Run is the base folder of runs; default /run/isthmus-lab for root.
 	Run string
-	// Keep leaves the clusters up when Down is called after a failure was reported by Failed.
-	Keep bool
 	// Log gets one record for each thing started. Default: discarded.
 	Log *slog.Logger
 	// Ready is how long an API server may take to answer. Default 90 s: the machine may be busy.
@@ -54,6 +52,21 @@ type Lab struct {
 	err   error
 }
 
+// ErrNeedsRoot is returned where network namespaces are allowed, but Pods are not: their file systems and users need
+// more than a user namespace gives.
+var ErrNeedsRoot = errors.New("clusters with Pods need root; run it as root (sudo, or a container with --privileged)")
+
+// Allowed returns nil when labs can be made in this process, ErrNeedsRoot or lab.ErrNotAllowed otherwise.
+func Allowed() error {
+	if err := lab.Allowed(); err != nil {
+		return err
+	}
+	if lab.Rootless() {
+		return ErrNeedsRoot
+	}
+	return nil
+}
+
 // Up builds the network of a topology, starts its clusters and returns when all API servers answer and all Nodes are
 // ready. When it fails it has taken everything down. Call lab.Main first in main or TestMain.
 func Up(ctx context.Context, cfg Config) (*Lab, error) {
@@ -68,6 +81,9 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 	set(&cfg.Bin, "build/bin")
 	set(&cfg.Ready, 90*time.Second)
 	set(&cfg.Log, slog.New(slog.DiscardHandler))
+	if err := Allowed(); err != nil && !(cfg.ControlOnly && errors.Is(err, ErrNeedsRoot)) {
+		return nil, err
+	}
 	net, err := lab.New(lab.Config{World: &lab.World{}, BinDir: cfg.Bin, RunDir: cfg.Run, LogDir: cfg.Logs, Log: cfg.Log, Ready: cfg.Ready})
 	if err != nil {
 		return nil, err
@@ -79,7 +95,7 @@ func Up(ctx context.Context, cfg Config) (*Lab, error) {
 	var life context.Context
 	life, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := l.up(ctx, life); err != nil {
-		return nil, errors.Join(fmt.Errorf("lab: %w", err), l.Down())
+		return nil, errors.Join(err, l.Down())
 	}
 	return l, nil
 }

@@ -43,6 +43,13 @@ func (c *Cluster) startNodes(ctx, life context.Context, images map[string]node.P
 	if s.ServiceCIDR6.IsValid() {
 		cfg.ServiceCIDRs = append(cfg.ServiceCIDRs, s.ServiceCIDR6)
 	}
+	var addresses []netip.Addr
+	for _, n := range s.Nodes {
+		addresses = append(addresses, n.Address, n.address6)
+	}
+	if cfg.TLS, err = c.plane.KubeletTLS(addresses); err != nil {
+		return err
+	}
 	for _, n := range s.Nodes {
 		spec := node.Spec{Name: n.Name, Labels: map[string]string{}, PodCIDRs: []netip.Prefix{n.pods}, Addresses: []netip.Addr{n.Address}}
 		if n.pods6.IsValid() {

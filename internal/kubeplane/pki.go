@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -103,6 +104,10 @@ func (p *Plane) writeKeys() error {
 	if err != nil {
 		return err
 	}
+	client, clientKey, err := p.ca.issue(pkix.Name{CommonName: "kube-apiserver-kubelet-client", Organization: []string{"system:masters"}}, nil, nil)
+	if err != nil {
+		return err
+	}
 	tokens, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -113,10 +118,35 @@ func (p *Plane) writeKeys() error {
 	}
 	for name, data := range map[string][]byte{
 		"ca.crt": p.ca.pem, "ca.key": caKey, "apiserver.crt": cert, "apiserver.key": key, "tokens.key": tokenKey,
+		"kubelet-client.crt": client, "kubelet-client.key": clientKey,
 	} {
 		if err := os.WriteFile(filepath.Join(p.cfg.Dir, name), data, 0o600); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// KubeletTLS returns what the cluster's kubelets serve with, at these addresses: a certificate of the authority, for the
+// API server alone.
+func (p *Plane) KubeletTLS(addresses []netip.Addr) (*tls.Config, error) {
+	cert, key, err := p.ca.issue(pkix.Name{CommonName: "system:node", Organization: []string{"system:nodes"}}, nil, addresses)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(p.ca.cert)
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
+		VerifyConnection: func(s tls.ConnectionState) error { // service accounts and users have certificates of it, too
+			if name := s.PeerCertificates[0].Subject.CommonName; name != "kube-apiserver-kubelet-client" {
+				return fmt.Errorf("%s is not the API server", name)
+			}
+			return nil
+		},
+	}, nil
 }

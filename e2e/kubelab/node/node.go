@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node/box"
+	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node/kubelet"
 	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node/kubeproxy"
 )
 
@@ -86,6 +88,9 @@ type Config struct {
 	HostPaths map[string]string
 	// Env is given to every container: marks by which a lab finds its processes.
 	Env []string
+	// TLS is the certificate of the kubelets, and the clients that they serve: the API server. nil leaves kubectl logs, exec
+	// and port-forward without an answer.
+	TLS *tls.Config
 	// Backoff is the pause before the second restart of a container; it doubles up to 30 times itself. Default 1 s: real
 	// nodes wait 10 s.
 	Backoff time.Duration
@@ -230,6 +235,13 @@ func (n *Node) serve(ctx context.Context) error {
 	n.factory.Start(ctx.Done())
 	synced := []cache.InformerSynced{n.pods.HasSynced, configMaps.HasSynced, secrets.HasSynced, n.factory.Core().V1().Services().Informer().HasSynced}
 	g.Go(func() error { return proxy.Run(ctx) })
+	if n.cfg.TLS != nil {
+		l, err := n.router.Listen("tcp", fmt.Sprintf(":%d", kubelet.Port)) // of all nodes
+		if err != nil {
+			return fmt.Errorf("kubelet: %w", err)
+		}
+		g.Go(func() error { return kubelet.New(kubeletPods{n}, l, n.cfg.TLS).Run(ctx) })
+	}
 	g.Go(func() error {
 		if err := n.register(ctx); err != nil || !cache.WaitForCacheSync(ctx.Done(), synced...) {
 			return err
@@ -251,6 +263,15 @@ func (n *Node) serve(ctx context.Context) error {
 		g.Go(func() error { return n.schedule(ctx) })
 	}
 	return g.Wait()
+}
+
+// kubeletPods is what the kubelets' API sees of the nodes.
+type kubeletPods struct{ *Node }
+
+// NetNS returns a Pod's network.
+func (p kubeletPods) NetNS(namespace, pod string) (*box.NetNS, error) {
+	ns, _, err := p.Node.NetNS(namespace, pod)
+	return ns, err
 }
 
 func (n *Node) proxyConfig() kubeproxy.Config {

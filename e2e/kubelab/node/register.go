@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node/kubelet"
 )
 
 const (
@@ -141,6 +143,7 @@ func (n *Node) nodeStatus(ctx context.Context, s *Spec) error {
 			condition(corev1.NodeDiskPressure, corev1.ConditionFalse, "KubeletHasNoDiskPressure"),
 			condition(corev1.NodePIDPressure, corev1.ConditionFalse, "KubeletHasSufficientPID"),
 		},
+		DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: kubelet.Port}},
 		NodeInfo: corev1.NodeSystemInfo{
 			KubeletVersion: "v1.36.0-lab", ContainerRuntimeVersion: "lab://1", OperatingSystem: "linux", Architecture: "amd64", OSImage: "lab",
 		},

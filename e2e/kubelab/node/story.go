@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -50,6 +51,31 @@ func (n *Node) Exec(ctx context.Context, namespace, pod, container string, argv 
 	}
 	out, errOut, code, err := p.Exec(ctx, argv, stdin)
 	return string(out), string(errOut), code, err
+}
+
+// Attach is Exec with streams of the caller's.
+func (n *Node) Attach(ctx context.Context, namespace, pod, container string, argv []string, io box.Streams) (code int, err error) {
+	w, err := n.find(namespace, pod)
+	if err != nil {
+		return -1, err
+	}
+	p, err := w.process(container)
+	if err != nil {
+		return -1, err
+	}
+	return p.Attach(ctx, argv, io)
+}
+
+// Log is the file with what a container printed, over all its restarts; it may not be there yet.
+func (n *Node) Log(namespace, pod, container string) (string, error) {
+	w, err := n.find(namespace, pod)
+	if err != nil {
+		return "", err
+	}
+	if w.containerSpec(container) == nil {
+		return "", fmt.Errorf("pod %s/%s has no container %q", namespace, pod, container)
+	}
+	return filepath.Join(w.logDir(), container+".log"), nil
 }
 
 // KillContainer sends a signal to a container ("" is the first) and its children. It is started again as its Pod says.

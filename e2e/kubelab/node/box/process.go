@@ -312,6 +312,12 @@ func lookPath(name string, env []string) (string, error) {
 // The error is nil when the program ran, whatever its code; when ctx ends the program is killed.
 func (p *Process) Exec(ctx context.Context, argv []string, stdin io.Reader, env ...string) (stdout, stderr []byte, code int, err error) {
 	var out, errOut bytes.Buffer
+	code, err = p.Attach(ctx, argv, Streams{In: stdin, Out: &out, Err: &errOut}, env...)
+	return out.Bytes(), errOut.Bytes(), code, err
+}
+
+// Attach is Exec with streams of the caller's.
+func (p *Process) Attach(ctx context.Context, argv []string, io Streams, env ...string) (code int, err error) {
 	err = onThread(func() error {
 		select {
 		case <-p.done:
@@ -327,14 +333,18 @@ func (p *Process) Exec(ctx context.Context, argv []string, stdin io.Reader, env 
 		if err != nil {
 			return err
 		}
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errOut
+		stop, err := io.join(cmd)
+		if err != nil {
+			return err
+		}
 		code, err = run(ctx, cmd)
+		stop()
 		return err
 	})
 	if err != nil {
-		return out.Bytes(), errOut.Bytes(), -1, fmt.Errorf("run %s: %w", strings.Join(argv, " "), err)
+		return -1, fmt.Errorf("run %s: %w", strings.Join(argv, " "), err)
 	}
-	return out.Bytes(), errOut.Bytes(), code, nil
+	return code, nil
 }
 
 // enter moves the thread into the container's file system.
