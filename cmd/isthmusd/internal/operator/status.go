@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -201,6 +203,12 @@ func (s *Server) explain(ctx context.Context, r admin.ExplainRequest) (admin.Exp
 			}
 			for _, g := range h.Path.Via {
 				x.Via = append(x.Via, g.String())
+			}
+			if h.Path.Network != nil { // gateways known by name, too
+				x.Via = nil
+				for _, g := range h.Path.Network.Gateways {
+					x.Via = append(x.Via, net.JoinHostPort(g.Address, strconv.Itoa(int(g.Port))))
+				}
 			}
 			if !h.Path.Reachable() {
 				out.Problems = append(out.Problems, fmt.Sprintf("%s in %s cannot be reached: cluster %s has no gateway, or the workload no mutual TLS", x.Workload, x.Cluster, x.Cluster))
