@@ -173,6 +173,8 @@ func TestHandWritten(t *testing.T) {
 	w.address(sleep, "httpbin.bar.global", vip)
 	reached(w.want(sleep, url, 200))
 
+	t.Run("opened by a Gateway", func(t *testing.T) { (&world{w.Lab, t}).openedByGateway() })
+	t.Run("names of a pod and a cluster", func(t *testing.T) { (&world{w.Lab, t}).podNames() })
 	t.Run("version routing", func(t *testing.T) { (&world{w.Lab, t}).versionRouting() })
 
 	text, err := w.admin(t.Context(), gateway, "/certs")
@@ -180,6 +182,102 @@ func TestHandWritten(t *testing.T) {
 	if err != nil || json.Unmarshal([]byte(text), &certs) != nil || len(certs.Certificates) > 0 {
 		t.Errorf("the gateway between clusters holds %d certificates; %v", len(certs.Certificates), err)
 	}
+}
+
+// hidden is a Service of c2 that is not exported, and what c1 calls it by.
+const hidden = `apiVersion: v1
+kind: Service
+metadata: {name: hidden, namespace: bar}
+spec:
+  selector: {app: httpbin}
+  ports: [{name: http, port: 8001, targetPort: 8000}]
+`
+
+const hiddenByHand = `apiVersion: networking.istio.io/v1alpha3
+kind: ServiceEntry
+metadata: {name: hidden-bar, namespace: foo}
+spec:
+  hosts: [hidden.bar.global]
+  location: MESH_INTERNAL
+  ports: [{name: http1, number: 8001, protocol: http}]
+  resolution: STATIC
+  addresses: [127.255.0.4]
+  endpoints: [{address: 172.31.0.21, ports: {http1: 15443}}]
+`
+
+// globalGateway and globalFilter came with Istio's values for several control planes.
+const globalGateway = `apiVersion: networking.istio.io/v1alpha3
+kind: Gateway
+metadata: {name: istio-multicluster-ingressgateway, namespace: istio-system}
+spec:
+  selector: {istio: eastwestgateway}
+  servers:
+  - {port: {number: 15443, name: tls, protocol: TLS}, tls: {mode: AUTO_PASSTHROUGH}, hosts: ["*.global"]}
+`
+
+const globalFilter = `apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: istio-multicluster-ingressgateway, namespace: istio-system}
+spec:
+  workloadLabels: {istio: ingressgateway}
+  filters:
+  - listenerMatch: {portNumber: 15443, listenerType: GATEWAY}
+    insertPosition: {index: AFTER, relativeTo: envoy.filters.network.sni_cluster}
+    filterName: envoy.filters.network.tcp_cluster_rewrite
+    filterType: NETWORK
+    filterConfig: {cluster_pattern: "\\.global$", cluster_replacement: ".svc.cluster.local"}
+`
+
+// openedByGateway: what is not exported is closed until a Gateway object opens it, and closed again without it.
+func (w *world) openedByGateway() {
+	const sleep, url = "c1/foo.sleep", "http://hidden.bar.global:8001/"
+	w.apply("c2", "hidden.yaml", hidden)
+	w.apply("c1", "hidden-bar.yaml", hiddenByHand)
+	w.want(sleep, url, 503)
+	w.apply("c2", "gateway.yaml", globalGateway+"---\n"+globalFilter)
+	if a := w.want(sleep, url, 200); a.Pod != "httpbin" || a.Caller != "spiffe://c1.mesh/ns/foo/sa/sleep" {
+		w.t.Errorf("answered by %q, which saw %q", a.Pod, a.Caller)
+	}
+	if w.counter("c2/eastwest-1", "cluster.outbound_.8001_._.hidden.bar.svc.cluster.local.upstream_cx_total") == 0 {
+		w.t.Error("no connection came through the cluster that the Gateway opened")
+	}
+	var s admin.Status
+	if err := json.Unmarshal([]byte(w.isthmus("c2", "status", "-o", "json")), &s); err != nil {
+		w.t.Fatal(err)
+	}
+	if len(s.Problems) != 1 || s.Problems[0].Reason != "Satisfied" {
+		w.t.Errorf("c2 says %v of the Gateway and the filter", s.Problems)
+	}
+	w.remove("c2", "gateway.yaml")
+	w.eventually(5*time.Second, func(ctx context.Context) error { // open connections drain, new ones are closed
+		raw, err := w.Node("c1/isthmusd").Dial(ctx, "tcp", "172.31.0.21:15443")
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, ServerName: "outbound_.8001_._.hidden.bar.global", NextProtos: []string{"istio"}})
+		if conn.HandshakeContext(ctx) == nil {
+			return errors.New("the gateway still leads to the service that nothing opens")
+		}
+		return nil
+	})
+	w.remove("c1", "hidden-bar.yaml")
+}
+
+// podNames: an export that asks for it has a name for its cluster and for each pod.
+func (w *world) podNames() {
+	w.apply("c2", "hidden.yaml", hidden+"---\n"+`apiVersion: multicluster.x-k8s.io/v1beta1
+kind: ServiceExport
+metadata: {name: hidden, namespace: bar}
+spec: {exportedAnnotations: {isthmus.io/names: pod}}
+`)
+	for _, host := range []string{"hidden.bar.global", "c2.hidden.bar.global", "httpbin.c2.hidden.bar.global"} {
+		w.address("c1/foo.sleep", host, func(a netip.Addr) bool { return netip.MustParsePrefix("240.0.0.0/4").Contains(a) })
+		if a := w.want("c1/foo.sleep", "http://"+host+":8001/", 200); a.Pod != "httpbin" || !strings.Contains(a.XFCC, "By=spiffe://c2.mesh/ns/bar/sa/httpbin") {
+			w.t.Errorf("%s was answered by %q (%s)", host, a.Pod, a.XFCC)
+		}
+	}
+	w.remove("c2", "hidden.yaml")
 }
 
 // noProblems wants a cluster to have nothing to say against its configuration.
