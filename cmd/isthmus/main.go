@@ -70,7 +70,7 @@ Clusters and machines join the mesh with a token:
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o))
-	root.AddCommand(remoteSecretCommand())
+	root.AddCommand(remoteSecretCommand(), injectCommand(), checkInjectCommand(o))
 	root.AddCommand(installCommand(o), uninstallCommand(o), verifyInstallCommand(o), dnsCommand(o))
 	return root
 }

@@ -116,6 +116,9 @@ func (c *Config) bySelector(pod *corev1.Pod, ns Namespace) (Decision, error) {
 	case c.Policy == PolicyDisabled:
 		return Decision{false, "PolicyDisabled", "the injector's policy is disabled, and the pod does not ask for a proxy"}, nil
 	}
+	if !ns.Known {
+		return Decision{true, "ByDefault", "nothing on the pod says otherwise; the labels of its namespace are not looked at here"}, nil
+	}
 	return Decision{true, "ByDefault", "the installation injects where nothing says otherwise"}, nil
 }
 
@@ -168,4 +171,10 @@ func namespaceAsks(l map[string]string) (answer, string) {
 		}
 	}
 	return out, by
+}
+
+// Speaks reports whether labels of a namespace say anything about injection.
+func Speaks(labels map[string]string) bool {
+	asked, _ := namespaceAsks(labels)
+	return asked != unsaid || labels[revisionLabel] != ""
 }

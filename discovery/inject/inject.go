@@ -191,12 +191,28 @@ func (b *build) metadata() {
 			m.Annotations[k] = v
 		}
 	}
+	if b.c.cni() {
+		b.tellPlugin()
+	}
 	app := b.appContainers()
 	if len(app) > 0 && m.Annotations["kubectl.kubernetes.io/default-container"] == "" {
 		m.Annotations["kubectl.kubernetes.io/default-container"] = app[0]
 	}
 	if len(app) > 0 && m.Annotations["kubectl.kubernetes.io/default-logs-container"] == "" {
 		m.Annotations["kubectl.kubernetes.io/default-logs-container"] = app[0]
+	}
+}
+
+// tellPlugin writes what the installation's values say of capture into annotations, which the CNI plugin reads.
+func (b *build) tellPlugin() {
+	for _, x := range []struct{ key, value, usual string }{
+		{"includeOutboundIPRanges", b.set.includeIPs, "*"}, {"excludeOutboundIPRanges", b.set.excludeIPs, ""},
+		{"includeInboundPorts", b.set.includeIn, "*"}, {"excludeInboundPorts", b.set.excludeIn, ""},
+		{"includeOutboundPorts", b.set.includeOut, ""}, {"excludeOutboundPorts", b.set.excludeOut, ""},
+	} {
+		if _, ok := b.pod.Annotations[traffic+x.key]; !ok && x.value != x.usual {
+			b.pod.Annotations[traffic+x.key] = x.value
+		}
 	}
 }
 

@@ -43,6 +43,12 @@ func Refuse(format string, args ...any) *admissionv1.AdmissionResponse {
 	}}
 }
 
+// DecodePod reads a Pod in JSON.
+func DecodePod(data []byte) (*corev1.Pod, error) {
+	pod := &corev1.Pod{}
+	return pod, json.Unmarshal(data, pod)
+}
+
 // podResource is the one kind of object that is changed.
 var podResource = metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
 
@@ -53,8 +59,8 @@ func (c *Config) Review(q *admissionv1.AdmissionRequest, r Request) (*admissionv
 	if q.Resource != podResource || q.SubResource != "" || q.Operation != admissionv1.Create {
 		return allow, Decision{Reason: "NotAPod", Text: "it is not the creation of a pod"}
 	}
-	pod := &corev1.Pod{}
-	if err := json.Unmarshal(q.Object.Raw, pod); err != nil {
+	pod, err := DecodePod(q.Object.Raw)
+	if err != nil {
 		return Refuse("isthmus: read the pod: %v", err), Decision{Reason: "Unreadable"}
 	}
 	r.Namespace.Name = first(q.Namespace, pod.Namespace)

@@ -3,7 +3,9 @@ package inject
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
 	"text/template"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -350,7 +352,10 @@ func unmarshalProto(text string, m proto.Message, unknown bool) error {
 	if !json.Valid(data) || data[0] != '{' {
 		return fmt.Errorf("it is not a mapping of fields")
 	}
-	return protojson.UnmarshalOptions{DiscardUnknown: unknown}.Unmarshal(data, m)
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: unknown}).Unmarshal(data, m); err != nil {
+		return errors.New(strings.ReplaceAll(err.Error(), "\u00a0", " ")) // protobuf varies its spaces on purpose
+	}
+	return nil
 }
 
 // marshalProto writes a message as JSON without the white space that protojson varies.
