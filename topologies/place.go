@@ -10,21 +10,34 @@ import (
 )
 
 // Place returns p with its cluster, network and locality filled in where its node does not say: from its workload, then
-// from what is configured of its address and cluster. A cluster that this control plane does not read is the local one.
-// p itself is not changed.
+// from what is configured of its address and cluster. A network that its node names and nobody else knows, such as the
+// cluster's name where none was chosen, gives way to what is said of its workload or cluster: the proxy is on the
+// network of its own endpoint. A cluster that this control plane does not read is the local one. p itself is not changed; one that is
+// placed already is returned as it is.
 func Place(snap *mesh.Snapshot, p *mesh.Proxy) *mesh.Proxy {
+	if p.Placed {
+		return p
+	}
 	q := *p
+	q.Placed = true
 	if c := snap.Cluster(p.Cluster); c == nil || !c.Managed {
 		q.Cluster = snap.Local.ID
 	}
-	if q.Network == "" || q.Locality == "" {
-		w := workload(snap, q.Cluster, q.Namespace, q.Name)
-		if w != nil {
-			q.Network, q.Locality = cmp.Or(q.Network, w.Network), cmp.Or(q.Locality, w.Locality)
-		}
+	said := mesh.NetworkID("")
+	if w := workload(snap, q.Cluster, q.Namespace, q.Name); w != nil {
+		said, q.Locality = w.Network, cmp.Or(q.Locality, w.Locality)
+	}
+	if said == "" {
+		said = configured(snap, q.Cluster, q.Addresses)
+	}
+	if q.Network == "" || said != "" && snap.Network(q.Network) == nil {
+		q.Network = said
 	}
 	if q.Network == "" {
-		q.Network = networkAt(snap, q.Cluster, q.Addresses)
+		q.Network = snap.Local.Network
+		if c := snap.Cluster(q.Cluster); c != nil {
+			q.Network = c.Network
+		}
 	}
 	return &q
 }
@@ -46,8 +59,8 @@ func workload(snap *mesh.Snapshot, cluster mesh.ClusterID, namespace, name strin
 	return nil
 }
 
-// networkAt is what is configured of an address, else of a cluster.
-func networkAt(snap *mesh.Snapshot, cluster mesh.ClusterID, addresses []netip.Addr) mesh.NetworkID {
+// configured is the network that the mesh's configuration puts an address on, else a cluster.
+func configured(snap *mesh.Snapshot, cluster mesh.ClusterID, addresses []netip.Addr) mesh.NetworkID {
 	best, bits := mesh.NetworkID(""), -1
 	for _, n := range snap.Networks {
 		for _, c := range n.CIDRs {
@@ -56,16 +69,10 @@ func networkAt(snap *mesh.Snapshot, cluster mesh.ClusterID, addresses []netip.Ad
 			}
 		}
 	}
-	if best != "" {
-		return best
-	}
 	for _, n := range snap.Networks {
-		if slices.Contains(n.Registries, cluster) {
-			return n.ID
+		if best == "" && slices.Contains(n.Registries, cluster) {
+			best = n.ID
 		}
 	}
-	if c := snap.Cluster(cluster); c != nil {
-		return c.Network
-	}
-	return snap.Local.Network
+	return best
 }

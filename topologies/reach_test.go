@@ -96,7 +96,10 @@ func TestPlace(t *testing.T) {
 		network mesh.NetworkID
 		where   string
 	}{
-		{mesh.Proxy{Namespace: "a", Name: "x", Network: "own"}, "amber", "own", "r/z"},
+		{mesh.Proxy{Namespace: "a", Name: "x", Network: "cidr"}, "amber", "cidr", "r/z"},      // a network that is known
+		{mesh.Proxy{Namespace: "a", Name: "x", Network: "own"}, "amber", "of the pod", "r/z"}, // one that nobody knows
+		{mesh.Proxy{Namespace: "b", Name: "x", Network: "own"}, "amber", "own", ""},
+		{mesh.Proxy{Cluster: "grove", Network: "grove"}, "grove", "registry", ""},
 		{mesh.Proxy{Namespace: "a", Name: "x", Locality: "l"}, "amber", "of the pod", "l"},
 		{mesh.Proxy{Namespace: "a", Name: "x", Cluster: "fern"}, "fern", "of the pod in fern", ""},
 		{mesh.Proxy{Namespace: "b", Name: "x", Cluster: "fern"}, "fern", "net-f", ""},
@@ -107,6 +110,11 @@ func TestPlace(t *testing.T) {
 		{mesh.Proxy{Addresses: []netip.Addr{netip.MustParseAddr("10.9.9.1")}}, "amber", "narrow", ""},
 	} {
 		got := topologies.Place(&world, &c.p)
+		nameless := *got
+		nameless.Name = ""
+		if again := topologies.Place(&world, &nameless); again.Network != got.Network || again.Cluster != got.Cluster {
+			t.Errorf("%+v moves when it is placed again", c.p)
+		}
 		if got.Cluster != c.cluster || got.Network != c.network || got.Locality != c.where {
 			t.Errorf("%+v is placed in %s, on %s, at %q; want %s, %s, %q", c.p, got.Cluster, got.Network, got.Locality, c.cluster, c.network, c.where)
 		}

@@ -76,6 +76,7 @@ type Proxy struct {
 	Network   NetworkID    // metadata NETWORK; empty: the cluster's
 	Cluster   ClusterID    // metadata CLUSTER_ID; empty: the local cluster
 	Locality  string       // region/zone/subzone of the node message; empty when unknown
+	Placed    bool         // Cluster, Network and Locality are where it is, not what its node says (topologies.Place)
 	// NetworkView: endpoints on these networks only are for this proxy (metadata REQUESTED_NETWORK_VIEW); empty: on all.
 	NetworkView []NetworkID
 	Labels      map[string]string
