@@ -22,7 +22,7 @@ type builder struct {
 	held map[string][]netip.Addr
 	err  error // reading the memory failed
 
-	index    *index  // of prev.Workloads
+	index    indexes // of prev.Workloads
 	places   *places // the last ones
 	placed   map[*mesh.Workload]*mesh.Workload
 	combined map[string]*combined          // services of several clusters by host
@@ -33,30 +33,33 @@ type builder struct {
 
 func newBuilder(cfg Config) *builder {
 	held, err := cfg.Memory.Load()
-	return &builder{cfg: cfg, prev: &mesh.Snapshot{}, held: held, err: err, index: newIndex(nil, nil), places: &places{}}
+	return &builder{cfg: cfg, prev: &mesh.Snapshot{}, held: held, err: err, places: &places{}}
 }
 
 // draft is a Snapshot in the making.
 type draft struct {
 	*mesh.Snapshot
 	decls   []*mesh.ServiceDecl
-	slices  map[objectKey][]*mesh.EndpointSlice // by cluster, namespace and name of the Service
+	slices  map[sliceKey][]*mesh.EndpointSlice // by cluster, namespace and name of the Service
 	exports []*mesh.Export
 	byHost  map[string]*mesh.Service
 	decl    map[string]*mesh.ServiceDecl // by host; of several clusters the first
 	claims  map[string][]netip.Addr      // by ".global" host
 }
 
-type objectKey struct {
-	cluster               mesh.ClusterID // empty: the local one
-	kind, namespace, name string
+type objectKey struct{ kind, namespace, name string }
+
+// sliceKey is the Service of an EndpointSlice.
+type sliceKey struct {
+	cluster         mesh.ClusterID
+	namespace, name string
 }
 
 // build is a pure function of the inputs, the Snapshot before and the held addresses, but for keeping new addresses.
 func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	d := &draft{
 		Snapshot: &mesh.Snapshot{Revision: b.prev.Revision + 1, Local: b.cfg.Local},
-		slices:   map[objectKey][]*mesh.EndpointSlice{}, claims: map[string][]netip.Addr{},
+		slices:   map[sliceKey][]*mesh.EndpointSlice{}, claims: map[string][]netip.Addr{},
 		byHost: make(map[string]*mesh.Service, len(b.prev.Services)), decl: make(map[string]*mesh.ServiceDecl, len(b.prev.Services)),
 	}
 	for _, name := range missing {
@@ -74,7 +77,7 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	b.place(d)
 	b.checkNetworks(d)
 	if !slices.Equal(d.Workloads, b.prev.Workloads) {
-		b.index = newIndex(d.Workloads, b.clusterOf)
+		b.index = newIndexes(d.Workloads, b.clusterOf)
 	}
 	b.declare(d)
 	b.export(d)
@@ -95,12 +98,15 @@ func (d *draft) problem(p mesh.Problem) { d.Problems = append(d.Problems, p) }
 
 // collect gathers the inputs, refusing what is said twice.
 func (d *draft) collect(inputs []mesh.Input) {
-	seen := map[objectKey]string{} // object -> source
+	byCluster := map[mesh.ClusterID]map[objectKey]string{} // object -> source
 	firstIn := func(cluster mesh.ClusterID, o mesh.ObjectRef) bool {
-		if cluster == d.Local.ID {
-			cluster = ""
+		cluster = cmp.Or(cluster, d.Local.ID)
+		seen := byCluster[cluster]
+		if seen == nil {
+			seen = map[objectKey]string{}
+			byCluster[cluster] = seen
 		}
-		id := objectKey{cluster, o.Kind, o.Namespace, o.Name}
+		id := objectKey{o.Kind, o.Namespace, o.Name}
 		if other, twice := seen[id]; twice && other != o.Source { // one object may give several values
 			d.problem(mesh.Problem{Object: o, Reason: "Duplicate", Message: "is also declared at " + other, Remedy: "remove one of the two"})
 			return false
@@ -113,10 +119,7 @@ func (d *draft) collect(inputs []mesh.Input) {
 		d.Problems = append(d.Problems, in.Problems...)
 		for _, s := range in.Slices {
 			if firstIn(s.Cluster, s.Object) {
-				key := objectKey{s.Cluster, "", s.Object.Namespace, s.Service}
-				if key.cluster == d.Local.ID {
-					key.cluster = ""
-				}
+				key := sliceKey{cmp.Or(s.Cluster, d.Local.ID), s.Object.Namespace, s.Service}
 				d.slices[key] = append(d.slices[key], s)
 			}
 		}
@@ -129,8 +132,10 @@ func (d *draft) collect(inputs []mesh.Input) {
 		d.PeerAuthentications = append(d.PeerAuthentications, keep(in.PeerAuthentications, func(x *mesh.PeerAuthentication) bool { return first(x.Object) })...)
 		d.Imports = append(d.Imports, in.Imports...)
 	}
-	slices.SortStableFunc(d.decls, func(a, b *mesh.ServiceDecl) int { return d.localFirst(a.Cluster, b.Cluster) })
-	slices.SortStableFunc(d.Workloads, func(a, b *mesh.Workload) int { return d.localFirst(a.Cluster, b.Cluster) })
+	if d.managed() {
+		slices.SortStableFunc(d.decls, func(a, b *mesh.ServiceDecl) int { return d.localFirst(a.Cluster, b.Cluster) })
+		slices.SortStableFunc(d.Workloads, func(a, b *mesh.Workload) int { return d.localFirst(a.Cluster, b.Cluster) })
+	}
 	byObject(d.decls, func(x *mesh.ServiceDecl) *mesh.ObjectRef { return &x.Object })
 	byObject(d.Workloads, func(x *mesh.Workload) *mesh.ObjectRef { return &x.Object })
 	byObject(d.exports, func(x *mesh.Export) *mesh.ObjectRef { return &x.Object })

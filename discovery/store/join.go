@@ -12,44 +12,55 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// index finds the workloads of a selector or of an address in one cluster without looking at all of them.
+// indexes are the workloads of each cluster.
+type indexes map[mesh.ClusterID]*index
+
+// index finds the workloads of a selector or of an address without looking at all of them. Nil is that of a cluster
+// without workloads.
 type index struct {
 	byLabel   map[labelKey][]*mesh.Workload
-	byAddress map[addressKey]*mesh.Workload
+	byAddress map[string]*mesh.Workload
 }
 
-type labelKey struct {
-	cluster               mesh.ClusterID
-	namespace, key, value string
-}
+type labelKey struct{ namespace, key, value string }
 
-type addressKey struct {
-	cluster mesh.ClusterID
-	address string
-}
-
-func newIndex(workloads []*mesh.Workload, clusterOf func(mesh.ClusterID) mesh.ClusterID) *index {
-	x := &index{byLabel: map[labelKey][]*mesh.Workload{}, byAddress: make(map[addressKey]*mesh.Workload, len(workloads))}
+func newIndexes(workloads []*mesh.Workload, clusterOf func(mesh.ClusterID) mesh.ClusterID) indexes {
+	out := indexes{}
 	for _, w := range workloads {
-		id := clusterOf(w.Cluster)
+		x := out[clusterOf(w.Cluster)]
+		if x == nil {
+			x = &index{byLabel: map[labelKey][]*mesh.Workload{}, byAddress: make(map[string]*mesh.Workload, len(workloads))}
+			out[clusterOf(w.Cluster)] = x
+		}
 		for k, v := range w.Labels {
-			key := labelKey{id, w.Namespace, k, v}
+			key := labelKey{w.Namespace, k, v}
 			x.byLabel[key] = append(x.byLabel[key], w)
 		}
 		for _, a := range w.Addresses {
-			if key := (addressKey{id, a}); x.byAddress[key] == nil {
-				x.byAddress[key] = w
+			if x.byAddress[a] == nil {
+				x.byAddress[a] = w
 			}
 		}
 	}
-	return x
+	return out
 }
 
-// selected returns the workloads of the cluster and namespace that have all the labels and an address, in order of name.
-func (x *index) selected(cluster mesh.ClusterID, namespace string, selector map[string]string) []*mesh.Workload {
+// at returns the workload with the address, or nil.
+func (x *index) at(address string) *mesh.Workload {
+	if x == nil {
+		return nil
+	}
+	return x.byAddress[address]
+}
+
+// selected returns the workloads of the namespace that have all the labels and an address, in order of name.
+func (x *index) selected(namespace string, selector map[string]string) []*mesh.Workload {
+	if x == nil {
+		return nil
+	}
 	var fewest []*mesh.Workload
 	for i, k := range slices.Sorted(maps.Keys(selector)) {
-		if ws := x.byLabel[labelKey{cluster, namespace, k, selector[k]}]; i == 0 || len(ws) < len(fewest) {
+		if ws := x.byLabel[labelKey{namespace, k, selector[k]}]; i == 0 || len(ws) < len(fewest) {
 			fewest = ws
 		}
 	}
@@ -123,16 +134,12 @@ func (b *builder) join(d *draft, decl *mesh.ServiceDecl) *joined {
 	j := &joined{}
 	cluster := b.clusterOf(decl.Cluster)
 	if len(decl.Selector) > 0 {
-		j.workloads = b.index.selected(cluster, decl.Object.Namespace, decl.Selector)
+		j.workloads = b.index[cluster].selected(decl.Object.Namespace, decl.Selector)
 	} else {
-		key := objectKey{cluster, "", decl.Object.Namespace, decl.Object.Name}
-		if cluster == b.cfg.Local.ID {
-			key.cluster = ""
-		}
-		j.slices = d.slices[key]
+		j.slices = d.slices[sliceKey{cluster, decl.Object.Namespace, decl.Object.Name}]
 		for _, s := range j.slices {
 			for _, e := range s.Endpoints {
-				j.workloads = append(j.workloads, b.index.byAddress[addressKey{cluster, e.Address}])
+				j.workloads = append(j.workloads, b.index[cluster].at(e.Address))
 			}
 		}
 	}

@@ -87,6 +87,11 @@ func (d *draft) clusters(inputs []mesh.Input) {
 	slices.SortFunc(d.Clusters, func(a, b *mesh.Cluster) int { return cmp.Compare(a.ID, b.ID) })
 }
 
+// managed reports whether the control plane reads other clusters.
+func (d *draft) managed() bool {
+	return slices.ContainsFunc(d.Clusters, func(c *mesh.Cluster) bool { return c.Managed })
+}
+
 // networks adds up what is said of each network and finds out who is on which.
 func (d *draft) networks(inputs []mesh.Input) *places {
 	byID := map[mesh.NetworkID]*mesh.Network{}
@@ -136,8 +141,7 @@ func (d *draft) networks(inputs []mesh.Input) *places {
 
 // ownGateways gives the local network the gateways of isthmusd's own configuration when the mesh's names none.
 func (d *draft) ownGateways(id mesh.NetworkID) {
-	multi := len(d.Networks) > 0 || slices.ContainsFunc(d.Clusters, func(c *mesh.Cluster) bool { return c.Managed })
-	if !multi || id == "" || len(d.Local.Gateways) == 0 {
+	if len(d.Networks) == 0 && !d.managed() || id == "" || len(d.Local.Gateways) == 0 {
 		return
 	}
 	i, found := slices.BinarySearchFunc(d.Networks, id, func(n *mesh.Network, id mesh.NetworkID) int { return cmp.Compare(n.ID, id) })
@@ -211,6 +215,10 @@ func badGateway(g mesh.NetworkGateway) string {
 // place gives each workload the network that the rules put it on. A copy is kept as long as the original and the
 // network stay, so that pointers compare equal.
 func (b *builder) place(d *draft) {
+	if len(d.Networks) == 0 && !d.managed() {
+		b.placed = nil
+		return
+	}
 	next := map[*mesh.Workload]*mesh.Workload{}
 	for i, w := range d.Workloads {
 		if w.Network != "" || len(w.Addresses) == 0 {
@@ -235,7 +243,7 @@ func (b *builder) place(d *draft) {
 
 // checkNetworks reports what keeps clusters of one control plane from reaching each other.
 func (b *builder) checkNetworks(d *draft) {
-	if !slices.ContainsFunc(d.Clusters, func(c *mesh.Cluster) bool { return c.Managed }) && len(d.Networks) == 0 {
+	if !d.managed() && len(d.Networks) == 0 {
 		return
 	}
 	type at struct {
