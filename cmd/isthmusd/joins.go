@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +26,14 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
+// gateways are the addresses by which others reach this cluster: those of the configuration, else what its objects tell.
+func (d *daemon) gateways() []netip.AddrPort {
+	if snap, _ := d.snapshots.Latest(); snap != nil {
+		return snap.Local.Gateways
+	}
+	return d.local.Gateways
+}
+
 // issueToken makes a join token for a cluster or a machine.
 func (d *daemon) issueToken(_ context.Context, r admin.TokenRequest) (admin.TokenReply, error) {
 	ttl, err := lifetime(r.TTL, 15*time.Minute)
@@ -32,7 +41,7 @@ func (d *daemon) issueToken(_ context.Context, r admin.TokenRequest) (admin.Toke
 		return admin.TokenReply{}, err
 	}
 	var endpoints []string
-	for _, g := range d.local.Gateways {
+	for _, g := range d.gateways() {
 		if len(endpoints) < 4 {
 			endpoints = append(endpoints, g.String())
 		}
@@ -197,7 +206,7 @@ func (d *daemon) admitMachine(_ context.Context, g token.Grant, j *federationv1.
 		Name: m.Name, Namespace: m.Namespace, ServiceAccount: m.ServiceAccount, Labels: m.Labels, Ports: m.Ports,
 		ControlPlaneName: sni.XDS.Name(d.local.TrustDomain),
 	}
-	for _, gw := range d.local.Gateways {
+	for _, gw := range d.gateways() {
 		out.ControlPlane = append(out.ControlPlane, gw.String())
 		out.Gateways = append(out.Gateways, gw.String())
 	}

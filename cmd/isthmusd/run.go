@@ -107,6 +107,9 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	sc := store.DefaultConfig(d.local)
 	sc.ClusterNames, sc.PodNames = slices.Contains(cfg.Names, "cluster"), slices.Contains(cfg.Names, "pod")
 	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), d.kept.memory, config.CheckReferences
+	if cfg.Source.Kube.Enabled {
+		sc.ControlPlaneHost = mesh.LocalHost("isthmusd", cfg.Source.Kube.Namespace)
+	}
 	st := store.New(sc, log, reg)
 	d.snapshots = st
 	if d.machines, err = workload.New(workload.Config{Dir: cfg.data("machines"), Sink: st.Sink("machine"), Grace: cfg.MachineGrace, Log: log}); err != nil {

@@ -80,6 +80,7 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 		b.index = newIndexes(d.Workloads, b.clusterOf)
 	}
 	b.declare(d)
+	b.reach(d)
 	b.export(d)
 	d.Exports = d.exports
 	b.global(d)

@@ -18,10 +18,16 @@ import (
 	"github.com/isthmus-mesh/isthmus/dns/vip"
 )
 
+// ControlPlanePort is where a control plane that is a Service listens for xDS, certificates and peers.
+const ControlPlanePort = 15012
+
 // Config says what the store builds.
 type Config struct {
 	// Local is the cluster whose control plane this is.
 	Local *mesh.Cluster
+	// Local.Gateways may be empty: then they are those of the local cluster on its network, as the sources tell. So may
+	// Local.ControlPlane: then it is the address of this host, at ControlPlanePort.
+	ControlPlaneHost string
 	// Await names the sources whose first full report the first Snapshot waits for. Peers are never among them.
 	Await []string
 	// AwaitAtMost bounds that wait; after it the first Snapshot is built from what is there, and says what is

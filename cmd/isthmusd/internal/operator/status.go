@@ -61,13 +61,21 @@ func (s *Server) peers() []admin.Peer {
 	return out
 }
 
+// local is this cluster as the newest snapshot knows it.
+func (s *Server) local() *mesh.Cluster {
+	if snap, _ := s.cfg.Snapshots.Latest(); snap != nil {
+		return snap.Local
+	}
+	return s.cfg.Local
+}
+
 func (s *Server) status(*http.Request) (admin.Status, error) {
 	l := s.cfg.Local
 	out := admin.Status{
 		Cluster: string(l.ID), TrustDomain: string(l.TrustDomain), Network: string(l.Network), Version: s.cfg.Version,
 		Gateways: []string{}, Peers: s.peers(), Exports: []admin.Service{}, Imports: []admin.Service{}, Proxies: s.proxies(), Machines: []admin.Machine{}, Problems: []admin.ProblemLine{},
 	}
-	for _, g := range l.Gateways {
+	for _, g := range s.local().Gateways {
 		out.Gateways = append(out.Gateways, g.String())
 	}
 	for _, m := range s.cfg.Machines() {
