@@ -13,8 +13,9 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// exportConditions are the conditions of one ServiceExport, without times. Generation 0 stands for the object's own.
-func exportConditions(snap *mesh.Snapshot, x *mesh.Export) []metav1.Condition {
+// exportConditions are the conditions of one ServiceExport, without times. Generation 0 stands for the object's own. made
+// is what came of the name; nil when nobody exports it.
+func exportConditions(snap *mesh.Snapshot, x *mesh.Export, made *name) []metav1.Condition {
 	name, namespace := x.Object.Name, x.Object.Namespace
 	svc := snap.Service(mesh.LocalHost(name, namespace))
 	switch {
@@ -35,7 +36,10 @@ func exportConditions(snap *mesh.Snapshot, x *mesh.Export) []metav1.Condition {
 		ready = condition(mcsv1beta1.ServiceExportConditionReady, false, string(mcsv1beta1.ServiceExportReasonPending),
 			fmt.Sprintf("none of its %d endpoints has a proxy, so no other cluster can reach one; label the namespace istio-injection=enabled and restart its pods", n), x.Generation)
 	}
-	conflict, reason, message := merge(snap.Exporters(name, namespace)).conflictCondition()
+	conflict, reason, message := false, string(mcsv1beta1.ServiceExportReasonNoConflicts), ""
+	if made != nil {
+		conflict, reason, message = made.merged.conflictCondition()
+	}
 	return []metav1.Condition{
 		condition(mcsv1beta1.ServiceExportConditionConflict, conflict, reason, message, x.Generation),
 		ready,

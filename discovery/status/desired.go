@@ -34,23 +34,36 @@ type desired struct {
 	// problems of objects that can carry a condition of Istio's, by kind.
 	problems map[string]map[types.NamespacedName][]mesh.Problem
 	events   []mesh.Problem
+
+	local *mesh.Cluster
+	names map[types.NamespacedName]*name // what was made of each exported name
 }
 
-// compute derives what should be written. It is pure: equal inputs give equal results.
-func compute(snap *mesh.Snapshot, problems []mesh.Problem) *desired {
+// compute derives what should be written. It is pure: equal inputs give equal results. before, which may be nil, is the
+// result for an earlier Snapshot; what it was made of is compared by pointer, and saves work alone.
+func compute(snap *mesh.Snapshot, problems []mesh.Problem, before *desired) *desired {
 	d := &desired{
 		roots: string(snap.Local.Roots), imports: map[types.NamespacedName]*mcsv1beta1.ServiceImport{}, slices: map[types.NamespacedName]*discoveryv1.EndpointSlice{},
 		exports: map[types.NamespacedName][]metav1.Condition{}, problems: map[string]map[types.NamespacedName][]mesh.Problem{},
+		local: snap.Local, names: map[types.NamespacedName]*name{},
+	}
+	if before == nil || before.local != snap.Local {
+		before = &desired{}
 	}
 	for _, key := range exportedNames(snap) {
-		exporters := snap.Exporters(key.Name, key.Namespace)
-		d.imports[key] = serviceImport(snap, key, merge(exporters))
-		for _, s := range endpointSlices(snap, key, exporters) {
+		n := newName(snap, key)
+		if old := before.names[key]; old != nil && old.same(n) {
+			n = old
+		} else {
+			n.make(snap, key)
+		}
+		d.names[key], d.imports[key] = n, n.object
+		for _, s := range n.slices {
 			d.slices[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = s
 		}
 	}
 	for _, x := range snap.Exports {
-		d.exports[keyOf(x.Object)] = exportConditions(snap, x)
+		d.exports[keyOf(x.Object)] = exportConditions(snap, x, d.names[keyOf(x.Object)])
 	}
 	for _, p := range deduplicated(problems) {
 		if !localObject(snap, p.Object) {
@@ -69,6 +82,35 @@ func compute(snap *mesh.Snapshot, problems []mesh.Problem) *desired {
 		d.events = append(d.events, p)
 	}
 	return d
+}
+
+// name is what one exported name was made of, and what came of it.
+type name struct {
+	global    *mesh.Service
+	exporters []mesh.Exporter
+	pods      bool // some of its pods have hosts of their own, which are looked at, too
+
+	merged merged
+	object *mcsv1beta1.ServiceImport
+	slices []*discoveryv1.EndpointSlice
+}
+
+func newName(snap *mesh.Snapshot, key types.NamespacedName) *name {
+	n := &name{global: snap.Service(mesh.GlobalHost(key.Name, key.Namespace)), exporters: snap.Exporters(key.Name, key.Namespace)}
+	for _, e := range n.exporters {
+		n.pods = n.pods || snap.Service(string(e.Cluster)+"."+mesh.GlobalHost(key.Name, key.Namespace)) != nil
+	}
+	return n
+}
+
+func (n *name) same(o *name) bool {
+	return n.global == o.global && slices.Equal(n.exporters, o.exporters) && !n.pods && !o.pods
+}
+
+func (n *name) make(snap *mesh.Snapshot, key types.NamespacedName) {
+	n.merged = merge(n.exporters)
+	n.object = serviceImport(snap, key, n.merged)
+	n.slices = endpointSlices(snap, key, n.exporters)
 }
 
 // exportedNames lists what the local cluster or any peer exports, each once.

@@ -67,6 +67,11 @@ func show(cs []metav1.Condition) string {
 	return strings.Join(out, "\n")
 }
 
+// conditionsOf are those of the one ServiceExport.
+func conditionsOf(snap *mesh.Snapshot) []metav1.Condition {
+	return compute(snap, nil, nil).exports[keyOf(snap.Exports[0].Object)]
+}
+
 func TestConflicts(t *testing.T) {
 	port := func(name string, n uint32, protocol string) mesh.ExportedPort {
 		return mesh.ExportedPort{Name: name, Number: n, Protocol: protocol}
@@ -106,7 +111,7 @@ func TestConflicts(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			snap := world(map[mesh.ClusterID]*mesh.Facts{"amber": c.amber, "birch": c.birch})
-			got := exportConditions(snap, snap.Exports[0])[0]
+			got := conditionsOf(snap)[0]
 			wantStatus := metav1.ConditionTrue
 			if c.reason == "NoConflicts" {
 				wantStatus = metav1.ConditionFalse
@@ -115,7 +120,7 @@ func TestConflicts(t *testing.T) {
 				t.Errorf("condition is\n%s\nwant %s with %q", show([]metav1.Condition{got}), c.reason, c.message)
 			}
 			var ports []string
-			for _, p := range compute(snap, nil).imports[types.NamespacedName{Namespace: "shop", Name: "reviews"}].Spec.Ports {
+			for _, p := range compute(snap, nil, nil).imports[types.NamespacedName{Namespace: "shop", Name: "reviews"}].Spec.Ports {
 				ports = append(ports, fmt.Sprintf("%s %d/%s", p.Name, p.Port, p.Protocol))
 			}
 			slices.Sort(ports)
@@ -190,7 +195,7 @@ func TestExportConditions(t *testing.T) {
 		{"external name", mod(func(s *mesh.Snapshot) { local(s).External, local(s).Exported = true, false }),
 			"Conflict=False NoConflicts\nReady=False Failed not exported: it is not valid\nValid=False InvalidServiceType Service shop/reviews is an ExternalName; export a Service that has endpoints"},
 	} {
-		got := exportConditions(c.snap, c.snap.Exports[0])
+		got := conditionsOf(c.snap)
 		if show(got) != c.want {
 			t.Errorf("%s:\n%s\nwant\n%s", c.name, show(got), c.want)
 		}
@@ -201,7 +206,7 @@ func TestExportConditions(t *testing.T) {
 		}
 	}
 	unread := mesh.Problem{Object: ref("ServiceExport", "broken"), Field: "metadata.annotations[isthmus.io/export-to]", Reason: "InvalidValue", Message: `"A" is not a cluster name; it is exported to none`, Remedy: "write cluster names"}
-	d := compute(world(nil), []mesh.Problem{unread, unread})
+	d := compute(world(nil), []mesh.Problem{unread, unread}, nil)
 	if got := show(d.exports[keyOf(unread.Object)][2:]); got != `Valid=False InvalidValue metadata.annotations[isthmus.io/export-to]: "A" is not a cluster name; it is exported to none; write cluster names` {
 		t.Errorf("a ServiceExport that cannot be read: %s", got)
 	}
@@ -212,7 +217,7 @@ func TestExportConditions(t *testing.T) {
 
 func TestServiceImport(t *testing.T) {
 	key := types.NamespacedName{Namespace: "shop", Name: "reviews"}
-	get := func(exports map[mesh.ClusterID]*mesh.Facts) *desired { return compute(world(exports), nil) }
+	get := func(exports map[mesh.ClusterID]*mesh.Facts) *desired { return compute(world(exports), nil, nil) }
 	d := get(map[mesh.ClusterID]*mesh.Facts{
 		"birch": facts(1, func(f *mesh.Facts) {
 			f.SessionAffinity, f.AffinitySeconds, f.TrafficDistribution, f.InternalTrafficPolicy = "ClientIP", 10, "PreferClose", "Cluster"
@@ -293,5 +298,60 @@ func TestSettleConditions(t *testing.T) {
 		if again, changed := settle(got, c.want, 7, metav1.NewTime(at(20))); changed || !reflect.DeepEqual(again, got) {
 			t.Errorf("%s: not settled", c.name)
 		}
+	}
+}
+
+// TestComputeAgain: what an earlier result saves changes nothing but work.
+func TestComputeAgain(t *testing.T) {
+	key := types.NamespacedName{Namespace: "shop", Name: "reviews"}
+	first := world(map[mesh.ClusterID]*mesh.Facts{"amber": facts(1), "birch": facts(2)})
+	a := compute(first, nil, nil)
+	if b := compute(first, nil, a); b.imports[key] != a.imports[key] {
+		t.Error("the same Snapshot made another import")
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		next := world(map[mesh.ClusterID]*mesh.Facts{"amber": facts(1), "birch": facts(2)})
+		next.Local = first.Local
+		for i, s := range next.Services { // unchanged values keep their pointers
+			if rapid.Bool().Draw(t, "same") {
+				next.Services[i] = first.Services[i]
+			} else if s.Global {
+				s.VIPs = addrs("240.0.0.9")
+			}
+		}
+		if rapid.Bool().Draw(t, "same imports") {
+			next.Imports = first.Imports
+		} else {
+			next.Imports[0].Facts.Headless = true
+			next.Imports[0].Facts.Created = at(0)
+		}
+		if rapid.Bool().Draw(t, "pods") {
+			next.Services = append(next.Services, &mesh.Service{Host: "birch.reviews.shop.global"}, &mesh.Service{Host: "reviews-birch.birch.reviews.shop.global", VIPs: addrs("240.0.0.8")})
+			slices.SortFunc(next.Services, func(a, b *mesh.Service) int { return strings.Compare(a.Host, b.Host) })
+		}
+		fresh, again := compute(next, nil, nil), compute(next, nil, a)
+		if !reflect.DeepEqual(fresh.imports, again.imports) || !reflect.DeepEqual(fresh.slices, again.slices) || !reflect.DeepEqual(fresh.exports, again.exports) {
+			t.Fatalf("anew\n%+v\nand after an earlier one\n%+v", fresh.imports[key], again.imports[key])
+		}
+	})
+}
+
+func BenchmarkCompute(b *testing.B) {
+	snap := &mesh.Snapshot{Local: &mesh.Cluster{ID: "amber", Network: "amber"}}
+	for i := range 2000 {
+		name := fmt.Sprintf("s%04d", i)
+		global := &mesh.Service{Host: mesh.GlobalHost(name, "shop"), Name: name, Namespace: "shop", Global: true, VIPs: addrs("240.0.0.7"), Ports: []mesh.Port{{Number: 80}}}
+		for _, id := range []mesh.ClusterID{"birch", "cedar"} {
+			imp := &mesh.Import{Cluster: id, Namespace: "shop", Name: name, Facts: facts(i)}
+			for j := range 5 {
+				global.Endpoints = append(global.Endpoints, &mesh.Endpoint{Workload: fmt.Sprintf("%s-%d", name, j), Cluster: id, Network: "amber", Address: "10.0.0.1", Ready: true})
+			}
+			snap.Imports = append(snap.Imports, imp)
+		}
+		snap.Services = append(snap.Services, global)
+	}
+	var last *desired
+	for b.Loop() {
+		last = compute(snap, nil, last)
 	}
 }

@@ -12,6 +12,12 @@ func (f *fixture) allow(name string, resources ...string) {
 	for _, r := range resources {
 		rules[0].Resources = append(rules[0].Resources, r+"/status")
 	}
+	f.grant(name, rules)
+}
+
+// grant gives the user of that name a role of that name.
+func (f *fixture) grant(name string, rules []rbacv1.PolicyRule) {
+	f.t.Helper()
 	if _, err := f.client.RbacV1().ClusterRoles().Create(f.t.Context(), &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: rules}, metav1.CreateOptions{}); err != nil {
 		f.t.Fatal(err)
 	}

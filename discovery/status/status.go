@@ -156,7 +156,7 @@ func (s *Status) lead(ctx context.Context) {
 					later = time.After(settled)
 				}
 			}
-			of, now = snap, compute(snap, problems)
+			of, now = snap, compute(snap, problems, now)
 		}
 		again = false
 		clusters, others := s.cfg.Clusters.Latest()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -22,7 +23,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"sigs.k8s.io/mcs-api/config/crd"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 	"sigs.k8s.io/yaml"
@@ -497,9 +497,80 @@ func TestRestraint(t *testing.T) {
 	})
 	stop()
 
-	var cluster rest.Config = *user
-	if cluster.Host == "" {
-		t.Error("the configuration was changed")
+	// With the rights that the chart gives and no more, another cluster of the control plane gets its imports and roots,
+	// and nothing else; a namespace on its way out gets nothing.
+	if err := f.client.CoreV1().Namespaces().Delete(t.Context(), "late", metav1.DeleteOptions{}); err != nil { // no controller ends it
+		t.Fatal(err)
+	}
+	if err := f.client.CoreV1().ConfigMaps("late").Delete(t.Context(), RootConfigMap, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.dyn.Resource(importsGVR).Namespace("shop").Delete(t.Context(), "reviews", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	f.grant("reader", remoteRules)
+	f.namespace("after")
+	next := exported(1)
+	next.Exports[0].ExportTo = []mesh.ClusterID{"nobody"} // another message in a condition
+	f.snaps.set(next)
+	sink = &problems{}
+	before := f.export().ResourceVersion
+	_, stop = f.writer(func(c *Config) {
+		c.Clusters, c.Sink = say([]Cluster{{ID: "birch", Config: f.server.User("reader")}}), sink
+	})
+	f.until("roots in another cluster", func() error { return f.root("after") })
+	f.until("the import in another cluster", func() error { _, err := f.imported(); return err })
+	time.Sleep(500 * time.Millisecond)
+	stop()
+	if err := f.root("late"); !apierrors.IsNotFound(err) {
+		t.Errorf("roots in a namespace on its way out: %v", err)
+	}
+	if f.export().ResourceVersion != before {
+		t.Error("a ServiceExport of another cluster was written")
+	}
+	if got := sink.list(); len(got) != 0 {
+		t.Errorf("problems: %v", got)
+	}
+}
+
+// remoteRules are what the chart gives the account of a remote secret to write with.
+var remoteRules = []rbacv1.PolicyRule{
+	{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"get", "list", "watch"}},
+	{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"get", "list", "watch", "create", "delete", "patch", "update"}},
+	{APIGroups: []string{"multicluster.x-k8s.io"}, Resources: []string{"serviceimports", "serviceimports/status"}, Verbs: []string{"create", "delete", "get", "list", "watch", "patch", "update"}},
+	{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"create"}},
+	{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{RootConfigMap}, Verbs: []string{"delete", "get", "list", "patch", "update", "watch"}},
+}
+
+// TestPace: an object that is changed back each time is written less and less often.
+func TestPace(t *testing.T) {
+	now := at(0)
+	var p pace
+	for range free {
+		if w := p.wait(now); w > 0 {
+			t.Fatalf("write %d waits %s", p.count, w)
+		}
+		p = p.wrote(now)
+	}
+	var total time.Duration
+	last := time.Duration(0)
+	for range 8 {
+		p = p.wrote(now)
+		w := p.wait(now)
+		if w < last || w > 30*time.Second {
+			t.Errorf("after %d writes it waits %s", p.count, w)
+		}
+		last, now = w, now.Add(w)
+		if left := p.wait(now); left > 0 {
+			t.Errorf("and then %s more", left)
+		}
+		total += w
+	}
+	if last != 30*time.Second || total < time.Minute {
+		t.Errorf("it ends at %s, %s in all", last, total)
+	}
+	if p = p.wrote(now.Add(2 * calm)); p.wait(now.Add(2*calm)) > 0 {
+		t.Error("it is not forgotten")
 	}
 }
 

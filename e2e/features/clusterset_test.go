@@ -48,7 +48,7 @@ func TestClusterSet(t *testing.T) {
 	var global netip.Addr
 	w.address(sleep, "httpbin.bar.global", func(a netip.Addr) bool { global = a; return netip.MustParsePrefix("240.0.0.0/4").Contains(a) })
 	w.address(sleep, "httpbin.bar.svc.clusterset.local", func(a netip.Addr) bool { return a == global })
-	w.address("c2/httpbin", "httpbin.bar.svc.clusterset.local", func(a netip.Addr) bool { return a == global })
+	w.address("c2/bar.httpbin", "httpbin.bar.svc.clusterset.local", func(a netip.Addr) bool { return a == global })
 	for _, url := range []string{"http://httpbin.bar.svc.clusterset.local:8000/headers", "http://httpbin.bar.global:8000/headers"} {
 		if a := w.want(sleep, url, 200); a.Pod != "httpbin" || a.Caller != "spiffe://c1.mesh/ns/foo/sa/sleep" {
 			t.Errorf("%s was answered by %q, which saw %q", url, a.Pod, a.Caller)
