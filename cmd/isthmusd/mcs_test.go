@@ -123,7 +123,11 @@ func (c *mcsCluster) lacks(namespace string) {
 		if i, err := c.get(namespace); !apierrors.IsNotFound(err) {
 			return fmt.Errorf("%v, %v", i, err)
 		}
-		return nil
+		l, err := c.api.Client().DiscoveryV1().EndpointSlices(namespace).List(context.Background(), metav1.ListOptions{LabelSelector: mcsv1alpha1.LabelServiceName})
+		if err == nil && len(l.Items) > 0 {
+			err = fmt.Errorf("%d slices", len(l.Items))
+		}
+		return err
 	})
 }
 
