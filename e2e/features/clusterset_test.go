@@ -55,7 +55,7 @@ func TestClusterSet(t *testing.T) {
 		}
 	}
 	w.missing(sleep, "c2.httpbin.bar.svc.clusterset.local") // the specification forbids it
-	w.missing(sleep, "reviews.default.svc.clusterset.local.nowhere")
+	w.missing(sleep, "none.bar.svc.clusterset.local")
 
 	// A rule on one name is one on the other.
 	w.apply("c1", "httpbin-set.yaml", clusterSetRule)
