@@ -148,7 +148,7 @@ func (s *Status) lead(ctx context.Context) {
 	for {
 		snap, outdated := s.cfg.Snapshots.Latest()
 		var later <-chan time.Time
-		if snap != nil && (snap != of || again) {
+		if snap != nil && complete(snap) && (snap != of || again) {
 			problems := snap.Problems
 			if s.cfg.Problems != nil {
 				problems = slices.Concat(problems, s.cfg.Problems())
@@ -177,6 +177,12 @@ func (s *Status) lead(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// complete reports whether every source that the first Snapshot waits for has reported: what is missing from one that
+// was made without them is not gone.
+func complete(snap *mesh.Snapshot) bool {
+	return !slices.ContainsFunc(snap.Problems, func(p mesh.Problem) bool { return p.Object.Kind == "Source" && p.Reason == "NotSynced" })
 }
 
 // follow starts and ends servers as clusters come and go, and tells each what is desired now.

@@ -449,7 +449,16 @@ func TestRestraint(t *testing.T) {
 	if got := w.list(); len(got) != 0 {
 		t.Errorf("a follower wrote %v", got)
 	}
+	// What a Snapshot lacks that was made without a source is not gone.
+	unsynced := exported(2)
+	unsynced.Problems = append(unsynced.Problems, mesh.Problem{Object: mesh.ObjectRef{Kind: "Source", Name: "kube"}, Reason: "NotSynced"})
+	f.snaps.set(unsynced)
 	lead.set(true)
+	time.Sleep(500 * time.Millisecond)
+	if got := w.list(); len(got) != 0 {
+		t.Errorf("wrote %v of half a world", got)
+	}
+	f.snaps.set(exported(2))
 	f.until("roots", func() error { return f.root("shop") })
 	f.until("the problem", func() error { return sink.has("ServiceImport/shop/reviews NotOurs") })
 	lead.set(false)
