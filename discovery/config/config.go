@@ -8,8 +8,12 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
@@ -21,7 +25,7 @@ type Options struct {
 	// Namespaces are the labels of the namespaces that other documents declare, by name. Namespace objects among
 	// the documents decoded add to them and win.
 	Namespaces map[string]map[string]string
-	// Nodes are the nodes of the cluster by name: pods have their locality, and a gateway behind node ports its addresses, from them.
+	// Nodes are the nodes that other documents declare, by name; those among the documents decoded add to them and win: pods have their locality, and a gateway behind node ports its addresses, from them.
 	Nodes map[string]Node
 	// External are the addresses that Services have outside of their clusters, by host: for gateways named by their Service.
 	External map[string][]string
@@ -62,7 +66,7 @@ func (o Options) cluster() mesh.ClusterID {
 // and has a Problem with reason "Unsupported".
 func Decode(source string, data []byte, o Options) (mesh.Input, []mesh.Problem) {
 	d := newDecoder(source, data, o)
-	d.opts.Namespaces = merged(d.opts.Namespaces, d.namespaces())
+	d.opts.Namespaces, d.opts.Nodes = merged(d.opts.Namespaces, d.namespaces()), merged(d.opts.Nodes, d.nodes())
 	for _, obj := range d.objects {
 		obj.decode()
 	}
@@ -77,12 +81,42 @@ func Namespaces(data []byte) map[string]map[string]string {
 	return newDecoder("", data, Options{}).namespaces()
 }
 
+// Nodes returns what matters of the Node objects in the documents of one file, by name; nil if it has none.
+func Nodes(data []byte) map[string]Node {
+	if !bytes.Contains(data, []byte("Node")) {
+		return nil
+	}
+	return newDecoder("", data, Options{}).nodes()
+}
+
+// NodeOf returns what the mesh needs of a node.
+func NodeOf(n *corev1.Node) Node {
+	out := Node{Labels: n.Labels, Locality: Locality(n.Labels)}
+	ready := !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue
+	})
+	if !ready {
+		return out
+	}
+	for _, t := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
+		for _, a := range n.Status.Addresses {
+			if a.Type == t && a.Address != "" {
+				out.Addresses = append(out.Addresses, a.Address)
+			}
+		}
+		if len(out.Addresses) > 0 {
+			break
+		}
+	}
+	return out
+}
+
 // merged returns the union of both; over wins.
-func merged(under, over map[string]map[string]string) map[string]map[string]string {
+func merged[V any](under, over map[string]V) map[string]V {
 	if len(over) == 0 {
 		return under
 	}
-	out := make(map[string]map[string]string, len(under)+len(over))
+	out := make(map[string]V, len(under)+len(over))
 	maps.Copy(out, under)
 	maps.Copy(out, over)
 	return out
@@ -141,6 +175,22 @@ func (d *decoder) namespaces() map[string]map[string]string {
 			out = map[string]map[string]string{}
 		}
 		out[o.ref.Name] = o.labels
+	}
+	return out
+}
+
+// nodes returns the Node objects found that parse.
+func (d *decoder) nodes() map[string]Node {
+	var out map[string]Node
+	for _, o := range d.objects {
+		var n corev1.Node
+		if o.group != "" || o.ref.Kind != "Node" || json.Unmarshal(o.raw, &n) != nil {
+			continue
+		}
+		if out == nil {
+			out = map[string]Node{}
+		}
+		out[o.ref.Name] = NodeOf(&n)
 	}
 	return out
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -103,6 +104,7 @@ type watch struct {
 	all      bool              // read every file: events were lost
 	retry    bool              // a folder is lost
 	labels   map[string]map[string]string
+	nodes    map[string]config.Node
 	problems []mesh.Problem // reported under KeyProblems
 }
 

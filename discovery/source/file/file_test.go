@@ -251,6 +251,50 @@ func TestNamespace(t *testing.T) {
 	tls(false)
 }
 
+// TestNode moves the node that another file's pod is on.
+func TestNode(t *testing.T) {
+	dir := t.TempDir()
+	node := "apiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: %s}}\n"
+	write(t, dir+"/pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {nodeName: n1, containers: []}\nstatus: {podIP: 10.0.0.1}\n")
+	write(t, dir+"/node.yaml", fmt.Sprintf(node, "a"))
+	s := start(t, dir)
+	in := func(want string) {
+		t.Helper()
+		s.until(t, "in "+want, func(s *sink) bool {
+			w := s.inputs["pod.yaml"].Workloads
+			return len(w) == 1 && w[0].Locality == want
+		})
+	}
+	in("eu/a")
+	write(t, dir+"/node.yaml", fmt.Sprintf(node, "b"))
+	in("eu/b")
+	write(t, dir+"/node.yaml", "kind: [\n")
+	s.has(t, "node.yaml!InvalidYAML")
+	in("eu/b")
+	must(t, os.Remove(dir+"/node.yaml"))
+	in("")
+}
+
+// TestMeshConfig breaks one key of the mesh's ConfigMap: what it said stays, the other key changes.
+func TestMeshConfig(t *testing.T) {
+	dir := t.TempDir()
+	object := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: %q, meshNetworks: %q}\n"
+	write(t, dir+"/mesh.yaml", fmt.Sprintf(object, "connectTimeout: 3s", "networks: {one: {}}"))
+	s := start(t, dir)
+	is := func(seconds int64, network mesh.NetworkID) {
+		t.Helper()
+		s.until(t, fmt.Sprintf("%d s, network %s", seconds, network), func(s *sink) bool {
+			in := s.inputs["mesh.yaml"]
+			return len(in.MeshConfigs) == 1 && in.MeshConfigs[0].Spec.ConnectTimeout.GetSeconds() == seconds && len(in.Networks) == 1 && in.Networks[0].ID == network
+		})
+	}
+	is(3, "one")
+	write(t, dir+"/mesh.yaml", fmt.Sprintf(object, "connectTimeout: soon", "networks: {two: {}}"))
+	is(3, "two")
+	write(t, dir+"/mesh.yaml", fmt.Sprintf(object, "{}", "networks: ["))
+	is(10, "two")
+}
+
 // TestLost takes the folder away: what it held stays.
 func TestLost(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "config")

@@ -88,20 +88,18 @@ func clone(in mesh.Input) mesh.Input {
 	return in
 }
 
-// keepLabels returns the labels of the namespaces in data, and as they were of those that are missing because a
-// document is broken.
-func keepLabels(key string, data []byte, before map[string]map[string]string) map[string]map[string]string {
-	labels := config.Namespaces(data)
+// keepNamed returns what data declares by name, and as it was what is missing because a document is broken.
+func keepNamed[V any](key string, data []byte, now, before map[string]V) map[string]V {
 	for name := range before {
-		if _, have := labels[name]; have {
+		if _, have := now[name]; have {
 			continue
 		}
 		if _, problems := config.Decode(key, data, config.Options{}); !slices.ContainsFunc(problems, anyone) {
-			return labels
+			return now
 		}
 		out := maps.Clone(before)
-		maps.Copy(out, labels)
+		maps.Copy(out, now)
 		return out
 	}
-	return labels
+	return now
 }

@@ -33,6 +33,7 @@ type state struct {
 	stable bool   // a later change would show in info
 	data   []byte // as last taken
 	labels map[string]map[string]string
+	nodes  map[string]config.Node
 	in     mesh.Input // as last reported, without Problems
 	taken  bool       // data was reported
 }
@@ -229,7 +230,8 @@ func (w *watch) read(key string, final bool) (took, wait bool, err error) {
 	if !final && halfWritten(st.data, data) {
 		return false, true, nil
 	}
-	st.labels = keepLabels(key, data, st.labels)
+	st.labels = keepNamed(key, data, config.Namespaces(data), st.labels)
+	st.nodes = keepNamed(key, data, config.Nodes(data), st.nodes)
 	st.info, st.stable, st.data, st.taken = info, settled(info), data, true
 	return true, false, nil
 }
@@ -268,23 +270,24 @@ func load(full string) (os.FileInfo, []byte, error) {
 	return info, data, err
 }
 
-// relabel gathers the labels of all namespaces and reports whether they changed. Of two files that declare the same
-// namespace the first by path counts.
+// relabel gathers the labels of all namespaces, and all nodes, and reports whether they changed. Of two files that
+// declare the same one the first by path counts.
 func (w *watch) relabel() bool {
-	labels := map[string]map[string]string{}
+	labels, nodes := map[string]map[string]string{}, map[string]config.Node{}
 	for _, key := range slices.Backward(slices.Sorted(maps.Keys(w.files))) {
 		maps.Copy(labels, w.files[key].labels)
+		maps.Copy(nodes, w.files[key].nodes)
 	}
-	if reflect.DeepEqual(labels, w.labels) {
+	if reflect.DeepEqual(labels, w.labels) && reflect.DeepEqual(nodes, w.nodes) {
 		return false
 	}
-	w.labels = labels
+	w.labels, w.nodes = labels, nodes
 	return true
 }
 
 // report decodes the file and tells the sink. What an edit broke stays in use as it was.
 func (w *watch) report(key string, st *state) {
-	in, problems := config.Decode(key, st.data, config.Options{Domain: w.cfg.Domain, Namespaces: w.labels})
+	in, problems := config.Decode(key, st.data, config.Options{Domain: w.cfg.Domain, Namespaces: w.labels, Nodes: w.nodes})
 	st.in = keepBroken(in, st.in, problems)
 	out := clone(st.in)
 	out.Problems = problems

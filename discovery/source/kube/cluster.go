@@ -81,6 +81,7 @@ func (c *cluster) run(ctx context.Context) {
 func (c *cluster) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.live = false // nothing is reported anew because of what goes
 	for _, t := range c.tables {
 		t.clear()
 	}

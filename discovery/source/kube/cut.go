@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -128,24 +127,8 @@ func cutContainers(in []corev1.Container) []corev1.Container {
 }
 
 func cutNode(n *corev1.Node) *config.Node {
-	out := &config.Node{Labels: n.Labels, Locality: config.Locality(n.Labels)}
-	ready := !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue
-	})
-	if !ready {
-		return out
-	}
-	for _, t := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
-		for _, a := range n.Status.Addresses {
-			if a.Type == t && a.Address != "" {
-				out.Addresses = append(out.Addresses, a.Address)
-			}
-		}
-		if len(out.Addresses) > 0 {
-			break
-		}
-	}
-	return out
+	out := config.NodeOf(n)
+	return &out
 }
 
 // cutCustom keeps the JSON of a custom resource without what changes by itself.

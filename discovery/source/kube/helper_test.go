@@ -187,6 +187,12 @@ func run(t *testing.T, cluster string, api *rest.Config, sink mesh.Sink) (*kube.
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s, runSource(t, s)
+}
+
+// runSource runs a source until the test ends, or the returned function is called.
+func runSource(t *testing.T, s *kube.Source) func() {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -198,7 +204,7 @@ func run(t *testing.T, cluster string, api *rest.Config, sink mesh.Sink) (*kube.
 	var once sync.Once
 	stop := func() { once.Do(func() { cancel(); <-done }) }
 	t.Cleanup(stop)
-	return s, stop
+	return stop
 }
 
 type testWriter struct{ t *testing.T }
@@ -281,12 +287,12 @@ func (c *cluster) apply(text string) {
 		var made *unstructured.Unstructured
 		var err error
 		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) { // a new kind is served a moment later
-			if made, err = r.Create(ctx, u, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
-				var old *unstructured.Unstructured
-				if old, err = r.Get(ctx, u.GetName(), metav1.GetOptions{}); err == nil {
-					u.SetResourceVersion(old.GetResourceVersion())
-					made, err = r.Update(ctx, u, metav1.UpdateOptions{})
-				}
+			var old *unstructured.Unstructured
+			if old, err = r.Get(ctx, u.GetName(), metav1.GetOptions{}); err == nil {
+				u.SetResourceVersion(old.GetResourceVersion())
+				made, err = r.Update(ctx, u, metav1.UpdateOptions{})
+			} else if apierrors.IsNotFound(err) {
+				made, err = r.Create(ctx, u, metav1.CreateOptions{})
 			}
 			if !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsServiceUnavailable(err) || time.Now().After(deadline) {
 				break

@@ -30,10 +30,7 @@ func TestSameAsFile(t *testing.T) {
 	sink := newRecorder()
 	run(t, "amber", c.REST(), sink)
 	sink.wait(t, 30*second, sink.isSynced)
-	o := config.Options{Local: "amber", TrustDomain: "amber.mesh", ByLabel: true, Network: "harbour", Nodes: map[string]config.Node{
-		"n1": {Locality: "eu/eu-a/r1", Addresses: []string{"192.0.2.11"}, Labels: map[string]string{"gateway": "yes"}},
-		"n2": {Locality: "eu/eu-b", Addresses: []string{"198.51.100.2"}},
-	}, External: map[string][]string{"outer.istio-system.svc.cluster.local": {"203.0.113.9"}}}
+	o := config.Options{Local: "amber", TrustDomain: "amber.mesh", ByLabel: true, Network: "harbour", External: map[string][]string{"outer.istio-system.svc.cluster.local": {"203.0.113.9"}}}
 	want, problems := config.Decode("objects.yaml", data, o)
 	want.Problems = problems
 	got := mesh.Input{}
