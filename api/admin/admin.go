@@ -1,11 +1,30 @@
 // Package admin is what isthmusd and the operator's tool say to each other: JSON over HTTP on a unix socket that only
-// the operator can open.
+// the operator can open, or over TLS through the API server with a reviewed token.
 package admin
 
 import "time"
 
 // DefaultSocket is where isthmusd listens for its operator.
 const DefaultSocket = "/run/isthmus/isthmusd.sock"
+
+// The way through the API server: the tool asks it for a token of a service account in isthmusd's namespace, and calls
+// the Service through its proxy. isthmusd has the token reviewed, and then whether the account may do what is asked.
+const (
+	// ServiceName and Port are where the admin API is.
+	ServiceName = "isthmusd"
+	Port        = 15015
+	// OperatorAccount may do everything, ViewerAccount looks only.
+	OperatorAccount = "isthmus-operator"
+	ViewerAccount   = "isthmus-viewer"
+	// Audience of the tokens.
+	Audience = "isthmus.io/admin"
+	// TokenHeader carries the token: the API server keeps the header Authorization for itself.
+	TokenHeader = "X-Isthmus-Token"
+	// AccessGroup is the API group in Roles. Its resources are the first parts of the paths below: status, peers, tokens, ...
+	AccessGroup = "admin.isthmus.io"
+	// LocalOnly is the query parameter with which one replica asks another for what that one alone knows.
+	LocalOnly = "local"
+)
 
 // Error is the body of every answer that is not 2xx.
 type Error struct {

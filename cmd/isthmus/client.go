@@ -58,6 +58,11 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("ask isthmusd on %s: %w", c.socket, err)
 	}
 	defer resp.Body.Close()
+	return answer(resp, method+" "+path, out)
+}
+
+// answer reads what isthmusd said into out.
+func answer(resp *http.Response, what string, out any) error {
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
 		return fmt.Errorf("read the answer of isthmusd: %w", err)
@@ -65,7 +70,7 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	if resp.StatusCode/100 != 2 {
 		var e admin.Error
 		if json.Unmarshal(data, &e) != nil || e.Message == "" {
-			return fmt.Errorf("isthmusd answered %s to %s %s", resp.Status, method, path)
+			return fmt.Errorf("isthmusd answered %s to %s", resp.Status, what)
 		}
 		if e.Hint != "" {
 			return diag.Hint(&e, "%s", e.Hint)

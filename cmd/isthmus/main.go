@@ -1,4 +1,5 @@
-// Command isthmus is the operator's tool: it asks the isthmusd of one cluster, over its unix socket, and installs it.
+// Command isthmus is the operator's tool: it installs isthmusd and asks it, over its unix socket or, with a context of a
+// kubeconfig, through the cluster's API server.
 package main
 
 import (
@@ -32,11 +33,22 @@ func main() {
 
 // options are what every command shares.
 type options struct {
-	socket string
-	output string
+	socket  string
+	output  string
+	cluster kubeTarget
 }
 
-func (o *options) client() *client { return newClient(o.socket) }
+func (o *options) client() caller {
+	if o.cluster.named() {
+		return newKubeClient(o.cluster)
+	}
+	return newClient(o.socket)
+}
+
+// caller asks an isthmusd: it sends in, when it is not nil, and reads the answer into out, when it is not nil.
+type caller interface {
+	call(ctx context.Context, method, path string, in, out any) error
+}
 
 func command() *cobra.Command {
 	o := &options{}
@@ -67,6 +79,7 @@ Clusters and machines join the mesh with a token:
 		socket = admin.DefaultSocket
 	}
 	root.PersistentFlags().StringVar(&o.socket, "socket", socket, "unix socket of isthmusd (environment: ISTHMUS_SOCKET)")
+	o.cluster.flags(root)
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o))

@@ -46,7 +46,7 @@ type Config struct {
 		// Settle is how long a new root is told to everybody before certificates are signed under it. Shorter: a stolen
 		// key is out of use sooner; longer: who hears late is not cut off. Used with state.in: kubernetes.
 		Settle time.Duration `yaml:"settle"`
-		// Overlap is how long the roots before are trusted still; longer than certificates live.
+		// Overlap is how long the roots before are trusted still; not shorter than certificates live. 0: twice MaxTTL.
 		Overlap time.Duration `yaml:"overlap"`
 	} `yaml:"ca"`
 	// State is where keys, the standing of peers and grants of tokens are kept.
@@ -54,6 +54,8 @@ type Config struct {
 	// Admin is the operator's way in.
 	Admin struct {
 		Socket string `yaml:"socket"`
+		// Listen is the address of the same over TLS, for the tool's --context; needs state.in: kubernetes. Empty: off.
+		Listen string `yaml:"listen"`
 	} `yaml:"admin"`
 	// Metrics is the address of /metrics and /ready over plain HTTP; empty: off.
 	Metrics string `yaml:"metrics"`
@@ -88,7 +90,7 @@ func defaultConfig() Config {
 	c.Metrics = "0.0.0.0:15014"
 	c.Source.Kube.Namespace = "istio-system"
 	c.CA.MaxTTL = 24 * time.Hour
-	c.CA.Settle, c.CA.Overlap = time.Minute, 48*time.Hour
+	c.CA.Settle = time.Minute
 	c.State = defaultState()
 	c.Federation.LateAfter = 3 * time.Second
 	c.Federation.Lease = 10 * time.Minute
@@ -156,7 +158,7 @@ func (c Config) validate() error {
 		return fmt.Errorf("ca.maxTTL: %s is not a time that a certificate can live", c.CA.MaxTTL)
 	case c.CA.Settle < 0:
 		return fmt.Errorf("ca.settle: %s is negative", c.CA.Settle)
-	case c.CA.Overlap < c.CA.MaxTTL:
+	case c.CA.Overlap != 0 && c.CA.Overlap < c.CA.MaxTTL:
 		return fmt.Errorf("ca.overlap: %s is shorter than certificates may live, ca.maxTTL %s", c.CA.Overlap, c.CA.MaxTTL)
 	case c.MachineGrace < 0:
 		return fmt.Errorf("machineGrace: %s is negative", c.MachineGrace)
@@ -168,8 +170,8 @@ func (c Config) validate() error {
 	if err := errors.Join(c.Source.validate(), c.Webhook.validate()); err != nil {
 		return err
 	}
-	for _, x := range []struct{ field, addr string }{{"listen", c.Listen}, {"metrics", c.Metrics}} {
-		if x.field == "metrics" && x.addr == "" {
+	for _, x := range []struct{ field, addr string }{{"listen", c.Listen}, {"metrics", c.Metrics}, {"admin.listen", c.Admin.Listen}} {
+		if x.field != "listen" && x.addr == "" {
 			continue
 		}
 		if _, port, err := net.SplitHostPort(x.addr); err != nil || port == "" {
@@ -193,6 +195,9 @@ func (c Config) validate() error {
 	}
 	if err := c.State.validate(); err != nil {
 		return err
+	}
+	if c.Admin.Listen != "" && c.State.In != inKubernetes {
+		return errors.New("admin.listen: tokens of callers are reviewed by an API server; set state.in: kubernetes, or use the socket")
 	}
 	if c.XDSPlaintext != "" {
 		host, _, err := net.SplitHostPort(c.XDSPlaintext)

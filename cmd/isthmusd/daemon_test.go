@@ -83,7 +83,8 @@ type daemonTest struct {
 	log    *logBuffer
 	cancel context.CancelFunc
 	done   chan struct{}
-	err    error // of run, when done is closed
+	err    error  // of run, when done is closed
+	ca     []byte // root in PEM, where it is not in a file
 }
 
 // logBuffer keeps what was logged, for the output of a failed test.

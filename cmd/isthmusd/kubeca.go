@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -119,7 +120,7 @@ func (c *kubeCA) note(ctx context.Context, a *identity.Authority) error {
 				changed = !e.Until.IsZero() || e.Roots != next[0].Roots
 				continue
 			case e.Until.IsZero():
-				e.Until = now.Add(c.state.cfg.CA.Overlap)
+				e.Until = now.Add(c.overlap())
 			case now.After(e.Until):
 				continue
 			}
@@ -136,6 +137,10 @@ func (c *kubeCA) note(ctx context.Context, a *identity.Authority) error {
 		data[rootsKey] = string(text)
 		return true
 	})
+}
+
+func (c *kubeCA) overlap() time.Duration {
+	return cmp.Or(c.state.cfg.CA.Overlap, 2*c.state.cfg.CA.MaxTTL)
 }
 
 // others returns the roots beside those of a that are trusted now.
@@ -214,7 +219,7 @@ func (c *kubeCA) apply(st *store.Store) error {
 	by := c.ca.Authority()
 	if c.next != nil && time.Since(c.since) >= c.state.cfg.CA.Settle {
 		by, c.next = c.next, nil
-		c.state.log.Info("certificates are signed by the new CA", "part", "ca", "authority", by.ID(), "the ones before are trusted for", c.state.cfg.CA.Overlap)
+		c.state.log.Info("certificates are signed by the new CA", "part", "ca", "authority", by.ID(), "overlap", c.overlap())
 	}
 	before := c.ca.Roots()
 	if err := c.ca.Use(by, c.others(by)); err != nil {

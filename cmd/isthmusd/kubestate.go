@@ -39,6 +39,7 @@ type kubeState struct {
 	cfg      Config
 	log      *slog.Logger
 	client   *kubestate.Client
+	rest     *rest.Config
 	ledger   *kubestate.Ledger
 	election *kubestate.Election
 	ca       *kubeCA
@@ -61,7 +62,7 @@ func (k *keeping) openKube(ctx context.Context, cfg Config, log *slog.Logger) er
 	if err != nil {
 		return err
 	}
-	s := &kubeState{cfg: cfg, log: log, client: client}
+	s := &kubeState{cfg: cfg, log: log, client: client, rest: rc}
 	if err := s.awaitKeys(ctx, k); err != nil {
 		return err
 	}

@@ -208,7 +208,8 @@ func TestReplicas(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, d := range replicas {
-		if err := os.WriteFile(d.cfg.data("root-cert.pem"), ca.Data["root-cert.pem"], 0o600); err != nil {
+		d.ca = ca.Data["root-cert.pem"]
+		if err := writeRoot(d); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -282,6 +283,11 @@ func TestReplicas(t *testing.T) {
 		t.Errorf("a client of the surviving replica was sent %q", got)
 	}
 	birch.quiet(t)
+}
+
+// writeRoot puts the root where that of a stand-alone isthmusd is.
+func writeRoot(d *daemonTest) error {
+	return os.WriteFile(d.cfg.data("root-cert.pem"), d.ca, 0o600)
 }
 
 // raceToRedeem lets 64 joiners redeem one token at two replicas at the same time, many times.

@@ -137,8 +137,8 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		return err
 	}
 
-	queue := tlsmux.NewQueue(tcpAddr(cfg.Listen))
-	mux, err := tlsmux.Listen(tlsmux.Config{Listener: ports.tls, Log: log, Routes: d.routes(ctx, issuer, queue)})
+	queue, adminQueue := tlsmux.NewQueue(tcpAddr(cfg.Listen)), tlsmux.NewQueue(tcpAddr(cfg.Listen))
+	mux, err := tlsmux.Listen(tlsmux.Config{Listener: ports.tls, Log: log, Routes: append(d.adminRoutes(adminQueue), d.routes(ctx, issuer, queue)...)})
 	if err != nil {
 		return err
 	}
@@ -149,12 +149,16 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	certs.Register(srv)
 	op, err := operator.Listen(operator.Config{
 		Socket: cfg.Admin.Socket, Version: version.String(), Local: d.local, Snapshots: st, Peering: d.peering, Alive: d.gossip.Alive,
-		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Sources: d.sourceStates, Log: log,
+		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Sources: d.sourceStates, Others: d.others(ads.Clients), Wrap: d.byLeader, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	defer op.Close()
+	adminParts, err := d.adminParts(adminQueue, ports.admin, op.Handler())
+	if err != nil {
+		return err
+	}
 
 	parts = append(parts, []part{
 		{"discovery/source/workload", d.machines.Run},
@@ -166,7 +170,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		{"grpc", serveGRPC(srv, queue)},
 		{"operator", op.Run},
 	}...)
-	parts = append(parts, d.kept.parts(d, st)...)
+	parts = append(append(parts, d.kept.parts(d, st)...), adminParts...)
 	hooks, err := d.webhooks(ports.webhook, reg)
 	if err != nil {
 		return err
@@ -191,14 +195,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 }
 
 // ports are what isthmusd listens on; those that are off are nil.
-type ports struct{ tls, metrics, plaintext, webhook net.Listener }
+type ports struct{ tls, metrics, plaintext, webhook, admin net.Listener }
 
 // openPorts opens all of them or none.
 func openPorts(cfg Config) (p ports, err error) {
 	for _, x := range []struct {
 		to          *net.Listener
 		field, addr string
-	}{{&p.tls, "listen", cfg.Listen}, {&p.metrics, "metrics", cfg.Metrics}, {&p.plaintext, "xdsPlaintext", cfg.XDSPlaintext}, {&p.webhook, "webhook.listen", cfg.Webhook.Listen}} {
+	}{{&p.tls, "listen", cfg.Listen}, {&p.metrics, "metrics", cfg.Metrics}, {&p.plaintext, "xdsPlaintext", cfg.XDSPlaintext}, {&p.webhook, "webhook.listen", cfg.Webhook.Listen}, {&p.admin, "admin.listen", cfg.Admin.Listen}} {
 		if x.addr == "" {
 			continue
 		}
@@ -211,7 +215,7 @@ func openPorts(cfg Config) (p ports, err error) {
 }
 
 func (p ports) close() {
-	for _, l := range []net.Listener{p.tls, p.metrics, p.plaintext, p.webhook} {
+	for _, l := range []net.Listener{p.tls, p.metrics, p.plaintext, p.webhook, p.admin} {
 		if l != nil {
 			l.Close()
 		}

@@ -47,7 +47,11 @@ type Config struct {
 	Probe func(ctx context.Context, addrs []string, serverName string) admin.Probe
 	// Sources says how the API servers fare. Nil: none is read.
 	Sources func() []admin.Source
-	Log     *slog.Logger
+	// Others gives the proxies of other replicas; nil: there are none.
+	Others func(context.Context) []admin.Proxy
+	// Wrap stands before the calls on the socket; nil: nothing does.
+	Wrap func(http.Handler) http.Handler
+	Log  *slog.Logger
 }
 
 // Server is the operator's way in.
@@ -95,7 +99,11 @@ func (s *Server) Close() error { return s.listener.Close() }
 
 // Run answers until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	h := s.Handler()
+	if s.cfg.Wrap != nil {
+		h = s.cfg.Wrap(h)
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(s.listener) }()
 	select {
@@ -110,7 +118,8 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Server) routes() http.Handler {
+// Handler answers every call by itself.
+func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/tokens", take(s.cfg.IssueToken))
 	mux.HandleFunc("GET /v1/tokens", give(s.tokens))
@@ -130,7 +139,7 @@ func (s *Server) routes() http.Handler {
 		return struct{}{}, s.cfg.Peering.Evict(r.Context(), r.PathValue("name"))
 	}))
 	mux.HandleFunc("GET /v1/status", give(s.status))
-	mux.HandleFunc("GET /v1/proxies", give(func(*http.Request) ([]admin.Proxy, error) { return s.proxies(), nil }))
+	mux.HandleFunc("GET /v1/proxies", give(func(r *http.Request) ([]admin.Proxy, error) { return s.proxies(r), nil }))
 	mux.HandleFunc("POST /v1/explain", take(s.explain))
 	return mux
 }

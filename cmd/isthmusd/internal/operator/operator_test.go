@@ -47,7 +47,7 @@ func TestRevoke(t *testing.T) {
 		{"none", "token none: no such token", "isthmus token list shows those that are", ""},
 	} {
 		w := httptest.NewRecorder()
-		s.routes().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodDelete, "/v1/tokens/"+c.id, nil))
+		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodDelete, "/v1/tokens/"+c.id, nil))
 		var e admin.Error
 		if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil {
 			t.Fatal(err)

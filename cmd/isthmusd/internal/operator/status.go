@@ -69,11 +69,11 @@ func (s *Server) local() *mesh.Cluster {
 	return s.cfg.Local
 }
 
-func (s *Server) status(*http.Request) (admin.Status, error) {
+func (s *Server) status(r *http.Request) (admin.Status, error) {
 	l := s.cfg.Local
 	out := admin.Status{
 		Cluster: string(l.ID), TrustDomain: string(l.TrustDomain), Network: string(l.Network), Version: s.cfg.Version,
-		Gateways: []string{}, Peers: s.peers(), Exports: []admin.Service{}, Imports: []admin.Service{}, Proxies: s.proxies(), Machines: []admin.Machine{}, Problems: []admin.ProblemLine{},
+		Gateways: []string{}, Peers: s.peers(), Exports: []admin.Service{}, Imports: []admin.Service{}, Proxies: s.proxies(r), Machines: []admin.Machine{}, Problems: []admin.ProblemLine{},
 	}
 	for _, g := range s.local().Gateways {
 		out.Gateways = append(out.Gateways, g.String())
@@ -145,8 +145,13 @@ var shortTypes = map[string]string{
 	xds.ClusterType: "CDS", xds.EndpointType: "EDS", xds.ListenerType: "LDS", xds.RouteType: "RDS", xds.SecretType: "SDS",
 }
 
-func (s *Server) proxies() []admin.Proxy {
+// proxies lists those of this replica, and unless they alone are asked for those of the others.
+func (s *Server) proxies(r *http.Request) []admin.Proxy {
 	out := []admin.Proxy{}
+	if s.cfg.Others != nil && r.URL.Query().Get(admin.LocalOnly) == "" {
+		defer func() { slices.SortStableFunc(out, func(a, b admin.Proxy) int { return cmp.Compare(a.Node, b.Node) }) }()
+		out = append(out, s.cfg.Others(r.Context())...)
+	}
 	for _, c := range s.cfg.Proxies() {
 		if id := c.Node.GetId(); strings.HasPrefix(id, "peer~") || strings.HasPrefix(id, peering.ReplicaNode) {
 			continue // peers are listed as such; a replica is no proxy

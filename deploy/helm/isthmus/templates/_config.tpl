@@ -5,7 +5,7 @@
 {{- $_ := set $c "dataDir" "/var/lib/isthmus" -}}
 {{- $_ := set $c "listen" "0.0.0.0:15012" -}}
 {{- $_ := set $c "metrics" "0.0.0.0:15014" -}}
-{{- $_ := set $c "admin" (dict "socket" "/run/isthmus/isthmusd.sock") -}}
+{{- $_ := set $c "admin" (dict "socket" "/run/isthmus/isthmusd.sock" "listen" "0.0.0.0:15015") -}}
 {{- with $v.advertisedGateways }}{{ $_ := set $c "gateways" . }}{{ end -}}
 {{- $_ := set $c "source" (dict "kube" (dict "enabled" true "namespace" .Release.Namespace)) -}}
 {{- $_ := set $c "state" (dict "in" "kubernetes") -}}
@@ -19,4 +19,5 @@
 - {name: grpc-xds, port: 15012, targetPort: 15012, protocol: TCP}
 - {name: https-webhook, port: 443, targetPort: 15017, protocol: TCP}
 - {name: http-metrics, port: 15014, targetPort: 15014, protocol: TCP}
+- {name: https-admin, port: 15015, targetPort: 15015, protocol: TCP}
 {{- end }}
