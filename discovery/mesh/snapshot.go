@@ -81,6 +81,7 @@ type Proxy struct {
 	NetworkView []NetworkID
 	Labels      map[string]string
 	Identity    string // SPIFFE id of the authenticated client; empty on the plaintext port
+	Transparent bool   // what is captured on its way in keeps its destination on the packet (metadata INTERCEPTION_MODE TPROXY)
 	EastWest    bool   // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
 }
 

@@ -11,6 +11,7 @@ import (
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
@@ -97,8 +98,13 @@ func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
 		}
 	}
 	chains = append(chains, inboundChains(localPort{0, mesh.TCP}, inboundPassthroughCluster, auth.Mode)...)
+	var transparent *wrapperspb.BoolValue
+	if v.proxy.Transparent {
+		transparent = wire.Yes()
+	}
 	return clusters, v.anyAddress(&listenerv3.Listener{
 		Name:             "virtualInbound",
+		Transparent:      transparent,
 		TrafficDirection: inboundDirection,
 		ListenerFilters: []*listenerv3.ListenerFilter{
 			listenerFilter("envoy.filters.listener.original_dst", wire.Pack(&originaldstv3.OriginalDst{})),

@@ -123,3 +123,17 @@ func TestMutualTLSTurnedOff(t *testing.T) {
 		}
 	}
 }
+
+// TestTransparent: a proxy whose pod is captured by TPROXY has a transparent inbound listener, and no other has.
+func TestTransparent(t *testing.T) {
+	for _, want := range []bool{false, true} {
+		p := *proxies()["sidecar"]
+		p.Transparent = want
+		r, _ := translate.Translate(bookstore(), &p)
+		for _, l := range r.Listeners {
+			if got := l.GetTransparent().GetValue(); got != (want && l.GetName() == "virtualInbound") {
+				t.Errorf("listener %s: transparent %v, captured by TPROXY %v", l.GetName(), got, want)
+			}
+		}
+	}
+}

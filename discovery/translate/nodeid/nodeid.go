@@ -49,6 +49,7 @@ func Parse(node *corev3.Node, identity string) (*mesh.Proxy, error) {
 		p.Type = mesh.Proxyless
 	case parts[0] == string(mesh.Sidecar):
 		p.Type = mesh.Sidecar
+		p.Transparent = meta["INTERCEPTION_MODE"].GetStringValue() == "TPROXY"
 	case parts[0] == string(mesh.Router):
 		p.Type = mesh.Router
 		p.EastWest = p.Labels["istio"] == "eastwestgateway"

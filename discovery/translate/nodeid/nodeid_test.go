@@ -14,7 +14,7 @@ import (
 
 func TestParse(t *testing.T) {
 	meta, err := structpb.NewStruct(map[string]any{
-		"NETWORK": "net-a", "CLUSTER_ID": "fern", "REQUESTED_NETWORK_VIEW": "external, other", "NAMESPACE": "default", "INSTANCE_IPS": "10.0.0.2, fd00::2", "LABELS": map[string]any{"app": "web"},
+		"NETWORK": "net-a", "CLUSTER_ID": "fern", "REQUESTED_NETWORK_VIEW": "external, other", "NAMESPACE": "default", "INTERCEPTION_MODE": "TPROXY", "INSTANCE_IPS": "10.0.0.2, fd00::2", "LABELS": map[string]any{"app": "web"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +40,7 @@ func TestParse(t *testing.T) {
 			continue
 		}
 		if p.Name != "web.1" || p.Namespace != "default" || len(p.Addresses) != 2 || p.Labels["app"] != "web" || p.Network != "net-a" ||
-			p.Cluster != "fern" || p.Locality != "r/z" || !slices.Equal(p.NetworkView, []mesh.NetworkID{"external", "other"}) {
+			p.Cluster != "fern" || !p.Transparent || p.Locality != "r/z" || !slices.Equal(p.NetworkView, []mesh.NetworkID{"external", "other"}) {
 			t.Errorf("%s: got %+v", c.id, p)
 		}
 	}
