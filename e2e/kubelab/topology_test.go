@@ -60,3 +60,35 @@ func TestTopologyOverlap(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is accepted can be completed again without a change, and every address is where it belongs.
+func FuzzParseTopology(f *testing.F) {
+	for _, name := range Topologies() {
+		text, err := topologies.ReadFile("topologies/" + name + ".yaml")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Add([]byte("wan: 10.0.0.0/8\nclusters: [{name: a, podCIDR: 172.16.0.0/24, ipv6: false}]"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		topo, err := ParseTopology(text)
+		if err != nil {
+			return
+		}
+		for i := range topo.Clusters {
+			c := &topo.Clusters[i]
+			if !c.ServiceCIDR.Contains(c.ClusterDNS()) || !topo.WAN.Contains(c.APIServer) || !c.Control.Contains(c.control()) {
+				t.Errorf("cluster %+v has addresses outside of its ranges", c)
+			}
+			for _, n := range c.Nodes {
+				if !c.PodCIDR.Contains(n.pods.Addr()) || !topo.WAN.Contains(n.Address) {
+					t.Errorf("node %+v of cluster %+v has addresses outside of its ranges", n, c)
+				}
+			}
+		}
+		if err := topo.Complete(); err != nil {
+			t.Errorf("completed again: %v", err)
+		}
+	})
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/isthmus-mesh/isthmus/e2e/kubelab"
+	"github.com/isthmus-mesh/isthmus/e2e/lab"
 )
 
 // Config says which stories run, and with what.
@@ -53,7 +54,7 @@ func Run(t *testing.T, cfg Config) {
 		Dir: cfg.Dir, Cmds: map[string]func(*testscript.TestScript, bool, []string){},
 		RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
-			s := &story{cfg: cfg, t: env.T().(serial).T}
+			s := &story{cfg: cfg, t: env.T().(serial).T, started: map[string]*lab.Proc{}}
 			s.ctx, s.cancel = context.WithCancel(context.Background())
 			if deadline, ok := s.t.Deadline(); ok { // leave time to clean up
 				s.ctx, s.cancel = context.WithDeadline(context.Background(), deadline.Add(-30*time.Second))
@@ -123,6 +124,8 @@ type story struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	lab    *kubelab.Lab
+
+	started map[string]*lab.Proc
 }
 
 // end takes the story's clusters down, and says what was wrong with them when it failed.

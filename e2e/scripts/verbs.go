@@ -39,6 +39,8 @@ func init() { // verbs name verbs
 		"heal":      {"FROM TO", 2, 2, func(s *story, _ context.Context, a []string) (string, error) { return "", s.lab.Heal(a[0], a[1]) }},
 		"apiserver": {"CLUSTER stop|start|freeze|thaw|cut|heal", 2, 2, (*story).apiserver},
 		"signal":    {"CLUSTER NAMESPACE/POD[:CONTAINER] KILL|TERM|STOP|CONT|HUP", 3, 3, (*story).signal},
+		"start":     {"PLACE NAME CMD...", 3, -1, (*story).start},
+		"halt":      {"NAME", 1, 1, (*story).halt},
 		"setenv":    {"NAME VERB ARGS...", 2, -1, (*story).setenv},
 	}
 }
@@ -280,4 +282,30 @@ func (s *story) setenv(ctx context.Context, args []string) (string, error) {
 		s.ts.Setenv(args[0], value)
 	}
 	return out, err
+}
+
+// start runs a program in a namespace of the lab until it is halted, or the story ends.
+func (s *story) start(_ context.Context, args []string) (string, error) {
+	if p := s.started[args[1]]; p != nil && p.Alive() {
+		return "", usageError(fmt.Sprintf("%s runs already", args[1]))
+	}
+	p, err := s.lab.Net().Start(args[0], args[1], args[2:], nil)
+	if err != nil {
+		return "", err
+	}
+	s.started[args[1]] = p
+	return p.Log + "\n", nil
+}
+
+// halt ends what start started, its children too, and waits for its end.
+func (s *story) halt(ctx context.Context, args []string) (string, error) {
+	p := s.started[args[0]]
+	if p == nil {
+		return "", usageError(fmt.Sprintf("nothing was started as %s", args[0]))
+	}
+	if err := p.KillGroup(syscall.SIGTERM); err != nil {
+		return "", err
+	}
+	_, err := p.Wait(ctx)
+	return p.Tail(20) + "\n", err
 }
