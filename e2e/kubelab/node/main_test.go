@@ -1,12 +1,15 @@
 package node_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,12 +19,14 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/yaml"
-
-	appsv1 "k8s.io/api/apps/v1"
 
 	"github.com/isthmus-mesh/isthmus/e2e/kubelab"
 	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node"
@@ -32,13 +37,42 @@ import (
 const appEnv = "ISTHMUS_NODE_TEST_APP"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(appEnv) != "" {
+	switch {
+	case os.Getenv(appEnv) != "":
 		os.Exit(app())
+	case os.Getenv("CNI_COMMAND") != "":
+		os.Exit(recorder())
 	}
 	os.Exit(lab.Main(func(context.Context) int { return m.Run() }))
 }
 
-// app answers HTTP on port 8080 of every address: who it is, who asks, and on /health what it was told.
+// recorder is a chained network plugin: it writes down what it was called with, and fails while a file "fail" is there.
+func recorder() int {
+	const dir = "/opt/cni/bin/"
+	stdin, _ := io.ReadAll(os.Stdin)
+	var conf map[string]json.RawMessage
+	_ = json.Unmarshal(stdin, &conf)
+	f, err := os.OpenFile(dir+"recorded", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return 1
+	}
+	defer f.Close()
+	_, netnsErr := os.Stat(os.Getenv("CNI_NETNS"))
+	var prev bytes.Buffer
+	_ = json.Compact(&prev, conf["prevResult"])
+	fmt.Fprintf(f, "%s %s %s netns=%v %s\n", os.Getenv("CNI_COMMAND"), os.Getenv("CNI_IFNAME"), os.Getenv("CNI_ARGS"), netnsErr == nil, prev.String())
+	if _, err := os.Stat(dir + "fail"); err == nil && os.Getenv("CNI_COMMAND") == "ADD" {
+		fmt.Println(`{"cniVersion":"1.0.0","code":101,"msg":"told to fail"}`)
+		return 1
+	}
+	if os.Getenv("CNI_COMMAND") == "ADD" {
+		fmt.Printf("%s", conf["prevResult"])
+	}
+	return 0
+}
+
+// app answers HTTP on port 8080 of every address: who it is, who asks, and on /health what it was told. The same over
+// TLS on 8443; on 9090 gRPC health checks; on UDP 8081 its name.
 func app() int {
 	var healthy atomic.Bool
 	healthy.Store(true)
@@ -54,6 +88,37 @@ func app() int {
 		}
 	})
 	mux.HandleFunc("/set", func(_ http.ResponseWriter, r *http.Request) { healthy.Store(r.URL.Query().Get("healthy") == "true") })
+	go func() {
+		l, err := net.Listen("tcp", "[::]:8443")
+		if err != nil {
+			panic(err)
+		}
+		s := httptest.NewUnstartedServer(mux)
+		s.Listener = l
+		s.StartTLS()
+	}()
+	go func() {
+		l, err := net.Listen("tcp", "[::]:9090")
+		if err != nil {
+			panic(err)
+		}
+		s := grpc.NewServer()
+		healthv1.RegisterHealthServer(s, health.NewServer())
+		panic(s.Serve(l))
+	}()
+	go func() {
+		c, err := net.ListenPacket("udp", "[::]:8081")
+		if err != nil {
+			panic(err)
+		}
+		for b := make([]byte, 100); ; {
+			_, from, err := c.ReadFrom(b)
+			if err != nil {
+				panic(err)
+			}
+			_, _ = c.WriteTo([]byte(name), from)
+		}
+	}()
 	fmt.Println("serving as", name)
 	fmt.Println(http.ListenAndServe("[::]:8080", mux))
 	return 1
@@ -68,6 +133,8 @@ type world struct {
 	logs   string
 	cni    string // configuration
 	bin    string // plugins
+	files  string // /var/lib/test of the nodes
+	out    *lab.Node
 }
 
 // cluster brings up the world of a test, or skips it where tools are missing.
@@ -92,7 +159,8 @@ func cluster(t *testing.T) *world {
 	if _, err := os.Stat(filepath.Join(bin, "kube")); err != nil {
 		miss("%v: make kube builds it", err)
 	}
-	topo, err := kubelab.ParseTopology([]byte(`{clusters: [{name: c1, nodes: [{name: n1, zone: a}, {name: n2, zone: b}]}]}`))
+	topo, err := kubelab.ParseTopology([]byte(`{clusters: [{name: c1, nodes: [{name: n1, zone: a}, {name: n2, zone: b}]}],
+		machines: [{name: outside, address: 172.30.200.5}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +173,7 @@ func cluster(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w := &world{t: t, c: l.Cluster("c1"), logs: t.TempDir(), cni: t.TempDir(), bin: t.TempDir()}
+	w := &world{t: t, c: l.Cluster("c1"), logs: t.TempDir(), cni: t.TempDir(), bin: t.TempDir(), files: t.TempDir(), out: l.Net().Node("outside")}
 	plugin := filepath.Join(t.TempDir(), "labcni")
 	build := exec.Command("go", "build", "-o", plugin, "github.com/isthmus-mesh/isthmus/e2e/kubelab/cmd/labcni")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -118,6 +186,11 @@ func cluster(t *testing.T) *world {
 	s := w.c.Spec
 	pod := s.PodCIDR.Addr().As4()
 	pod6 := s.PodCIDR6.Addr().As16()
+	address := func(k byte) []netip.Addr {
+		a := netip.MustParsePrefix("fd30::/64").Addr().As16()
+		a[13], a[15] = 1, k
+		return []netip.Addr{s.Nodes[k-1].Address, netip.AddrFrom16(a)}
+	}
 	subnet := func(k byte) []netip.Prefix {
 		a, b := pod, pod6
 		a[2], b[7] = k, k
@@ -126,8 +199,8 @@ func cluster(t *testing.T) *world {
 	w.n, err = node.New(node.Config{
 		REST: w.c.REST(), Router: w.c.Router.Path, ProxyNamespaces: []string{w.c.Control.Path},
 		Nodes: []node.Spec{
-			{Name: "n1", Labels: map[string]string{"topology.kubernetes.io/zone": "a"}, PodCIDRs: subnet(1), Addresses: []netip.Addr{s.Nodes[0].Address}},
-			{Name: "n2", Labels: map[string]string{"topology.kubernetes.io/zone": "b"}, PodCIDRs: subnet(2), Addresses: []netip.Addr{s.Nodes[1].Address}},
+			{Name: "n1", Labels: map[string]string{"topology.kubernetes.io/zone": "a"}, PodCIDRs: subnet(1), Addresses: address(1)},
+			{Name: "n2", Labels: map[string]string{"topology.kubernetes.io/zone": "b"}, PodCIDRs: subnet(2), Addresses: address(2)},
 		},
 		Images: map[string]node.Program{
 			"app":   {Command: []string{self}, Env: []string{appEnv + "=1"}},
@@ -135,6 +208,7 @@ func cluster(t *testing.T) *world {
 		},
 		CNIConfDir: w.cni, CNIBinDir: w.bin, CNIPlugin: plugin, RunDir: t.TempDir(), LogDir: w.logs,
 		ServiceCIDRs: []netip.Prefix{s.ServiceCIDR, s.ServiceCIDR6}, LoadBalancer: s.LoadBalancer, WANLink: lab.LinkWAN,
+		HostPaths: map[string]string{"/var/lib/test": w.files}, Backoff: 200 * time.Millisecond,
 		Scheduler: true, Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
@@ -297,8 +371,10 @@ func (w *world) exec(pod, container, script string) string {
 // get asks an address over HTTP from inside a Pod, or from the router ("") or another node of the lab.
 func (w *world) get(from, url string) (string, error) {
 	dial := w.n.Router().DialContext
-	if n := w.c.Control; from == "control" {
-		dial = n.Dial
+	if from == "control" {
+		dial = w.c.Control.Dial
+	} else if from == "outside" {
+		dial = w.out.Dial
 	} else if from != "" {
 		ns, _, err := w.n.NetNS("default", from)
 		if err != nil {

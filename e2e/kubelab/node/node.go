@@ -111,6 +111,7 @@ type Node struct {
 	factory informers.SharedInformerFactory
 	nodes   map[string]*Spec
 	ready   chan struct{}
+	proxy   *kubeproxy.Proxy
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
@@ -229,7 +230,7 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	n.mu.Lock()
-	n.run = ctx
+	n.run, n.proxy = ctx, proxy
 	n.mu.Unlock()
 	defer n.wait.Wait()
 	n.factory.Start(ctx.Done())

@@ -23,6 +23,14 @@ func TestNode(t *testing.T) {
 	}{
 		{"deployment and services", deployment},
 		{"volumes and environment", volumes},
+		{"order of containers", order},
+		{"probes", probes},
+		{"restarts and ends", restarts},
+		{"network plugins", plugins},
+		{"services from outside", outside},
+		{"endpoints outside and traffic policies", endpoints},
+		{"host network and daemons", daemons},
+		{"frozen node", frozen},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			sub := *w

@@ -35,9 +35,13 @@ func (c *container) prepare(ctx context.Context, spec *corev1.Container, prog Pr
 		return nil, err
 	}
 	if len(prog.Command) > 0 && filepath.IsAbs(prog.Command[0]) {
-		// The program's folder is on the path, and seen as it is now.
+		// The program's folder is on the path, and seen as it is now; of one that others use for other things, it alone.
 		if bin := filepath.Dir(prog.Command[0]); !slices.Contains(filepath.SplitList(env.values["PATH"]), bin) {
-			mounts = append(mounts, box.Mount{Source: bin, Target: bin, ReadOnly: true})
+			seen := bin
+			if slices.Contains([]string{"/", "/tmp", "/run", "/var", "/root"}, bin) {
+				seen = prog.Command[0]
+			}
+			mounts = append(mounts, box.Mount{Source: seen, Target: seen, ReadOnly: true})
 			env.set("PATH", bin+":"+env.values["PATH"])
 		}
 	}

@@ -149,6 +149,18 @@ func (n *Node) NetNS(namespace, pod string) (*box.NetNS, []netip.Addr, error) {
 	return w.net, w.ips, nil
 }
 
+// LoadBalancers returns the addresses of the Services of type LoadBalancer, by NAMESPACE/NAME: also of those whose status
+// gives a host name.
+func (n *Node) LoadBalancers() map[string]netip.Addr {
+	n.mu.Lock()
+	proxy := n.proxy
+	n.mu.Unlock()
+	if proxy == nil {
+		return nil
+	}
+	return proxy.Addresses()
+}
+
 // Router returns the network namespace that the nodes share.
 func (n *Node) Router() *box.NetNS { return n.router }
 
