@@ -240,7 +240,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: %s}
 spec:
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 5
   containers: [{name: c, image: shell}]
 `
 
@@ -260,7 +260,7 @@ func plugins(w *world) {
 	must(w.t, w.n.CheckNetwork(w.t.Context(), "default", "chained"))
 	w.delete("chained")
 	var calls []string
-	w.within(10*time.Second, "the plugin was called three times", func() error { // a Pod without a grace period is gone before it is taken down
+	w.within(10*time.Second, "the plugin was called three times", func() error {
 		if calls = recorded(); len(calls) != 3 {
 			return fmt.Errorf("%q", calls)
 		}

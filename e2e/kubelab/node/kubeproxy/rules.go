@@ -1,6 +1,7 @@
 package kubeproxy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -45,7 +46,9 @@ type builder struct {
 
 // apply replaces the rules of a network namespace, all at once.
 func apply(fd int, in []frontend, nodes []Node, ranges []netip.Prefix) error {
-	conn, err := nftables.New(nftables.WithNetNSFd(fd), nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(16 << 20) }))
+	conn, err := nftables.New(nftables.WithNetNSFd(fd), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(16<<20), c.SetReadBuffer(64<<20)) // every message is acknowledged
+	}))
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
@@ -224,18 +227,22 @@ func (b *builder) balance(c *nftables.Chain, backends []netip.AddrPort) {
 	}
 }
 
-// refuse answers for cluster addresses that lead nowhere.
+// refuse answers for cluster addresses that lead nowhere: those that no rule translated.
 func (b *builder) refuse() {
-	for name, hook := range map[string]*nftables.ChainHook{"refuse-forward": nftables.ChainHookForward, "refuse-output": nftables.ChainHookOutput} {
-		c := b.conn.AddChain(&nftables.Chain{Table: b.t, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
+	priority := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10)
+	unreachable := &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3} // port unreachable
+	if b.v6 {
+		unreachable.Code = 4
+	}
+	for name, hook := range map[string]*nftables.ChainHook{"refuse-prerouting": nftables.ChainHookPrerouting, "refuse-output": nftables.ChainHookOutput} {
+		c := b.conn.AddChain(&nftables.Chain{Table: b.t, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: priority})
 		for _, p := range b.ranges {
-			if p.Addr().Is6() == b.v6 {
-				code := uint8(3) // port unreachable
-				if b.v6 {
-					code = 4
-				}
-				b.rule(c, append(b.to(p), &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code})...)
+			if p.Addr().Is6() != b.v6 {
+				continue
 			}
+			tcp := []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}}}
+			b.rule(c, append(append(b.to(p), tcp...), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})...)
+			b.rule(c, append(b.to(p), unreachable)...)
 		}
 	}
 }
