@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/api/isthmus/v1alpha1"
+	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"github.com/isthmus-mesh/isthmus/federation/token"
@@ -412,5 +415,110 @@ func TestStateInKubernetes(t *testing.T) {
 				t.Errorf("key %s of Secret %s is in the log", name, secret)
 			}
 		}
+	}
+}
+
+// TestGivenCA: a CA that is given while isthmusd runs is told to everybody, then signs; what was signed before stays
+// good, also at another isthmusd, after a restart and with another cluster; one that does not fit changes nothing.
+func TestGivenCA(t *testing.T) {
+	s := kubeAPI(t, "amber")
+	cfg := replicaConfig(t, s, "amber", "one", "")
+	gateway := newGateway(t, cfg.Listen)
+	cfg.Gateways, cfg.Federation.AutoApprove, cfg.CA.Settle = []string{gateway.addr()}, true, 2*time.Second
+	writeObjects(t, cfg, "namespace.yaml", namespaceYAML)
+	writeObjects(t, cfg, "reviews.yaml", exportedYAML("amber"))
+	d := start(t, cfg)
+	leaderOf(t, d)
+	birch, _ := member(t, "birch", nil)
+	birch.mustJoin(t, d)
+	settled(t, d, birch)
+
+	secrets := s.Client().CoreV1().Secrets("system-amber")
+	first, err := secrets.Get(t.Context(), ownCASecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.ca = first.Data["root-cert.pem"]
+	if err := writeRoot(d); err != nil {
+		t.Fatal(err)
+	}
+	workload := d.workloadToken(t, "default", "productpage", "productpage")
+	p := connect(t, d, sidecar(t, cfg, "productpage", "default"), d.dialOptions(t, workload), nil)
+	trusts := func(roots ...[]byte) func([]byte) error {
+		return func(body []byte) error {
+			for _, r := range roots {
+				if !bytes.Contains(body, bytes.TrimSpace(r)) {
+					return errors.New("a root is missing")
+				}
+			}
+			if n := bytes.Count(body, []byte("BEGIN CERTIFICATE")); n != len(roots)+1 { // that of birch, too
+				return fmt.Errorf("%d roots, want %d and that of the peer", n, len(roots))
+			}
+			return nil
+		}
+	}
+	p.waitFor(t, xds.SecretType, "ROOTCA", trusts(d.ca))
+	old := d.certificate(t, workload)
+
+	given, err := identity.MakeRoot(identity.Config{TrustDomain: "amber.mesh"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := given.Data()
+	bad["ca-key.pem"] = first.Data["ca-key.pem"]
+	o, err := secrets.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: givenCASecret}, Data: bad}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what is wrong is said", func() error {
+		for _, x := range d.status(t).Problems {
+			if x.Reason == identity.ReasonKeyMismatch && x.Object == "Secret/system-amber/cacerts" && x.Remedy != "" {
+				return nil
+			}
+		}
+		return fmt.Errorf("problems: %+v", d.status(t).Problems)
+	})
+	o.Data = given.Data()
+	if _, err := secrets.Update(t.Context(), o, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	p.waitFor(t, xds.SecretType, "ROOTCA", trusts(d.ca, given.Root))
+	under := func(d *daemonTest, root []byte) error {
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(root)
+		_, err := d.certificate(t, workload).Leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+		return err
+	}
+	if err := os.WriteFile(d.cfg.data("root-cert.pem"), slices.Concat(d.ca, given.Root), 0o600); err != nil { // as a workload's file would hold both
+		t.Fatal(err)
+	}
+	eventually(t, "certificates are under the new root", func() error { return under(d, given.Root) })
+	proveOld := func(d *daemonTest) {
+		t.Helper()
+		connect(t, d, sidecar(t, cfg, "productpage", "default"), d.dialOptions(t, "", old), nil).waitFor(t, xds.SecretType, "ROOTCA", trusts(d.ca, given.Root))
+	}
+	proveOld(d)
+	d.quiet(t)
+	eventually(t, "the clusters are one mesh still", func() error {
+		return errors.Join(d.knows(t, "birch"), birch.knows(t, "amber"), birch.serves(t, "amber", "birch"))
+	})
+	d.stop(t)
+	next := cfg
+	next.DataDir += "-2"
+	again := start(t, next)
+	leaderOf(t, again)
+	again.ca = d.ca
+	if err := os.WriteFile(again.cfg.data("root-cert.pem"), slices.Concat(d.ca, given.Root), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := under(again, given.Root); err != nil {
+		t.Error(err)
+	}
+	proveOld(again)
+	eventually(t, "the clusters are one mesh after the restart", func() error {
+		return errors.Join(again.knows(t, "birch"), birch.knows(t, "amber"), birch.serves(t, "amber", "birch"))
+	})
+	if log := d.log.String() + again.log.String(); strings.Contains(log, string(bytes.Split(given.Key, []byte("\n"))[1])) {
+		t.Error("the key is in the log")
 	}
 }
