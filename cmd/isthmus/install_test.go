@@ -381,6 +381,8 @@ func checkRules(t *testing.T, client kubernetes.Interface) {
 // TestInstallJSON wants one JSON value on standard output alone.
 func TestInstallOutput(t *testing.T) {
 	s := kubetest.APIServer(t)
+	// The account that create-remote-secret made is taken over: either may come first.
+	must(t, 0, nil, "create-remote-secret", "--kubeconfig", s.Kubeconfig(), "--name", "birch", "--duration", "1h")
 	var out, errs bytes.Buffer
 	cmd := command()
 	cmd.SetArgs([]string{"install", "--kubeconfig", s.Kubeconfig(), "--profile", "minimal", "--wait=false", "-o", "json", "--set", "cluster.name=birch"})

@@ -121,6 +121,9 @@ func authority(cfg *rest.Config) ([]byte, error) {
 	return os.ReadFile(cfg.CAFile)
 }
 
+// ofIsthmus marks what is made here: isthmus install takes it over.
+var ofIsthmus = map[string]string{"app.kubernetes.io/part-of": "isthmus"}
+
 // ensure makes the namespace, the account and its rights where they are missing.
 func (r *remoteSecret) ensure(ctx context.Context, client kubernetes.Interface) error {
 	read := []string{"get", "list", "watch"}
@@ -134,11 +137,11 @@ func (r *remoteSecret) ensure(ctx context.Context, client kubernetes.Interface) 
 			return err
 		}},
 		{"service account " + r.account, func() error {
-			_, err := client.CoreV1().ServiceAccounts(r.namespace).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: r.account}}, metav1.CreateOptions{})
+			_, err := client.CoreV1().ServiceAccounts(r.namespace).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: r.account, Labels: ofIsthmus}}, metav1.CreateOptions{})
 			return err
 		}},
 		{"cluster role " + name, func() error {
-			_, err := client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: []rbacv1.PolicyRule{
+			_, err := client.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: ofIsthmus}, Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: []string{"namespaces", "nodes", "pods", "services"}, Verbs: read},
 				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
 				{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
@@ -147,7 +150,7 @@ func (r *remoteSecret) ensure(ctx context.Context, client kubernetes.Interface) 
 		}},
 		{"cluster role binding " + name, func() error {
 			_, err := client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
-				ObjectMeta: metav1.ObjectMeta{Name: name}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
+				ObjectMeta: metav1.ObjectMeta{Name: name, Labels: ofIsthmus}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
 				Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: r.account, Namespace: r.namespace}},
 			}, metav1.CreateOptions{})
 			return err
@@ -173,7 +176,7 @@ func (r *remoteSecret) token(ctx context.Context, client kubernetes.Interface) (
 	}
 	secrets, name := client.CoreV1().Secrets(r.namespace), r.account+"-istio-remote-secret-token"
 	_, err = secrets.Create(ctx, &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{corev1.ServiceAccountNameKey: r.account}}, Type: corev1.SecretTypeServiceAccountToken,
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: ofIsthmus, Annotations: map[string]string{corev1.ServiceAccountNameKey: r.account}}, Type: corev1.SecretTypeServiceAccountToken,
 	}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return "", nil, fmt.Errorf("create secret %s/%s: %w", r.namespace, name, err)
