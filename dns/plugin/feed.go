@@ -90,7 +90,7 @@ func (f *feed) run(ctx context.Context) error {
 		Targets: f.cfg.Servers,
 		DialOptions: []grpc.DialOption{
 			grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, ServerName: f.cfg.ServerName, MinVersion: tls.VersionTLS13})),
-			grpc.WithPerRPCCredentials(bearer(f.cfg.Token)),
+			grpc.WithPerRPCCredentials(bearer{f.cfg.Token, f.cfg.Cluster}),
 			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		},
 		Node:      &corev3.Node{Id: "dns~" + hostname, Metadata: metadata},
@@ -156,16 +156,20 @@ func (f *feed) save() error {
 	return os.Rename(tmp, f.cfg.Cache)
 }
 
-// bearer reads the token anew for each connection, since it is rotated.
-type bearer string
+// bearer reads the token anew for each connection, since it is rotated. It says whose API server knows the token.
+type bearer struct{ file, cluster string }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
 func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	data, err := os.ReadFile(string(b))
+	data, err := os.ReadFile(b.file)
 	if err != nil {
 		return nil, fmt.Errorf("read the token: %w", err)
 	}
-	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(data))}, nil
+	said := map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(data))}
+	if b.cluster != "" {
+		said["clusterid"] = b.cluster // Istio's header
+	}
+	return said, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
