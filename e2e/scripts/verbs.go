@@ -57,7 +57,7 @@ func (s *story) program(ctx context.Context, cluster, name string, args ...strin
 		cmd.Args = append([]string{"kube", "kubectl"}, args...)
 	}
 	cmd.Dir = s.ts.MkAbs(".")
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig(), "HOME="+s.ts.MkAbs("."))
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig(), "ISTHMUS_CONTEXT="+cluster, "HOME="+s.ts.MkAbs("."))
 	cmd.WaitDelay = 2 * time.Second
 	var out, errOut strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errOut
