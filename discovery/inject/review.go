@@ -33,13 +33,13 @@ func EncodeReview(q *admissionv1.AdmissionRequest, a *admissionv1.AdmissionRespo
 	})
 }
 
-// unprocessable is HTTP's status for what is well formed and wrong.
-const unprocessable = 422
+// badRequest is HTTP's status. kubectl shows the message of this one, and not that of "invalid" (422).
+const badRequest = 400
 
 // Refuse is the answer that denies a request; kubectl shows the message.
 func Refuse(format string, args ...any) *admissionv1.AdmissionResponse {
 	return &admissionv1.AdmissionResponse{Result: &metav1.Status{
-		Status: metav1.StatusFailure, Message: fmt.Sprintf(format, args...), Reason: metav1.StatusReasonInvalid, Code: unprocessable,
+		Status: metav1.StatusFailure, Message: fmt.Sprintf(format, args...), Reason: metav1.StatusReasonBadRequest, Code: badRequest,
 	}}
 }
 

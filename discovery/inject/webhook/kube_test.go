@@ -131,7 +131,7 @@ func TestAPIServer(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Name: "bad", Annotations: map[string]string{"traffic.sidecar.istio.io/excludeInboundPorts": "eighty"}},
 		Spec:       corev1.PodSpec{ServiceAccountName: "default", Containers: []corev1.Container{{Name: "web", Image: "web"}}},
 	}, metav1.CreateOptions{})
-	if !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), `traffic.sidecar.istio.io/excludeInboundPorts: "eighty"`) {
+	if !apierrors.IsBadRequest(err) || !strings.Contains(err.Error(), `traffic.sidecar.istio.io/excludeInboundPorts: "eighty"`) {
 		t.Errorf("a bad annotation: %v", err)
 	}
 
