@@ -66,9 +66,9 @@ func (s set) write(folder string) error {
 				return fmt.Errorf("%s: %w", f, err)
 			}
 			if crd != nil {
-				out.WriteString("---\n" + head)
+				out.WriteString(head)
 				out.Write(crd)
-				head = ""
+				head = "---\n"
 			}
 		}
 	}

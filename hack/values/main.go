@@ -35,7 +35,7 @@ var (
 	}}
 	ports = object{"type": "array", "items": object{
 		"type": "object", "additionalProperties": false, "required": []any{"name", "port"},
-		"properties": object{"name": object{"type": "string", "minLength": 1, "maxLength": 63}, "port": port, "targetPort": port, "nodePort": port, "protocol": enum("TCP", "UDP")},
+		"properties": object{"name": object{"type": "string", "minLength": 1, "maxLength": 15}, "port": port, "targetPort": port, "nodePort": port, "protocol": enum("TCP", "UDP")},
 	}}
 )
 
@@ -52,7 +52,7 @@ var rules = map[string]object{
 	"isthmusd.config": open, "meshConfig": open, "meshNetworks": open,
 	"federation.lateAfter": duration, "federation.lease": duration, "ca.maxTTL": duration,
 	"injection.failurePolicy": enum("Fail", "Ignore"), "injection.reinvocationPolicy": enum("Never", "IfNeeded"),
-	"injection.timeoutSeconds": {"type": "integer", "minimum": 1, "maximum": 30}, "injection.revision": {"type": "string", "minLength": 1},
+	"injection.timeoutSeconds": {"type": "integer", "minimum": 1, "maximum": 30}, "injection.revision": {"type": "string", "pattern": `^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`},
 	"proxy.logLevel": enum("trace", "debug", "info", "warning", "error", "critical", "off"), "proxy.interceptionMode": enum("REDIRECT", "TPROXY"),
 	"cni.readyPort": port, "gateways.eastwest.kind": enum("envoy", "relay"), "type": enum("LoadBalancer", "NodePort", "ClusterIP"), "externalTrafficPolicy": enum("", "Cluster", "Local"),
 	"labels": labels, "annotations": labels, "ports": ports,

@@ -145,7 +145,8 @@ func Render(c *chart.Chart, values map[string]any, namespace string, upgrade boo
 	for _, p := range parts {
 		fmt.Fprintf(&text, "---\n# Source: %s\n%s\n", p.Name, p.Content)
 		o := &unstructured.Unstructured{}
-		if err := yaml.UnmarshalStrict([]byte(p.Content), &o.Object); err != nil {
+		// A text at the end of an object ends with a line break, as it does in m.Text.
+		if err := yaml.UnmarshalStrict([]byte(p.Content+"\n"), &o.Object); err != nil {
 			return nil, fmt.Errorf("render the chart: %s: %w", p.Name, err)
 		}
 		if len(o.Object) > 0 { // else a comment alone

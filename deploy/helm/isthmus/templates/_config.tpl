@@ -8,6 +8,7 @@
 {{- $_ := set $c "admin" (dict "socket" "/run/isthmus/isthmusd.sock" "listen" "0.0.0.0:15015") -}}
 {{- with $v.advertisedGateways }}{{ $_ := set $c "gateways" . }}{{ end -}}
 {{- $_ := set $c "source" (dict "kube" (dict "enabled" true "namespace" .Release.Namespace)) -}}
+{{- if $v.injection.enabled }}{{ $_ := set $c "webhook" (dict "listen" "0.0.0.0:15017" "revision" $v.injection.revision) }}{{ end -}}
 {{- $_ := set $c "state" (dict "in" "kubernetes") -}}
 {{- if $v.injection.enabled }}{{ $_ := set $c "webhook" (dict "listen" "0.0.0.0:15017") }}{{ end -}}
 {{- $_ := set $c "ca" (dict "maxTTL" $v.ca.maxTTL) -}}

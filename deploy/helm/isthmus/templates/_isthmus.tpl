@@ -99,3 +99,8 @@ spec:
     matchLabels:
       app: {{ .app }}
 {{- end }}
+
+{{- /* Name of the injector's ConfigMap and webhook configuration. */ -}}
+{{- define "isthmus.injector" -}}
+istio-sidecar-injector{{ if ne .Values.injection.revision "default" }}-{{ .Values.injection.revision }}{{ end }}
+{{- end }}
