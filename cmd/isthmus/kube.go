@@ -89,7 +89,7 @@ func (c *kubeClient) connect() (*kubeConn, error) {
 	case apierrors.IsForbidden(err):
 		return nil, diag.Hint(fmt.Errorf("context %s: %w", t.name(), err), "you need the right to create serviceaccounts/token of %s in namespace %s; to look only: --as-account %s", t.account, t.namespace, admin.ViewerAccount)
 	case err != nil:
-		return nil, diag.Hint(fmt.Errorf("context %s: %w", t.name(), err), "kubectl --context %s get --raw /readyz says whether the API server answers", t.name())
+		return nil, diag.Hint(fmt.Errorf("context %s: %w", t.name(), err), "%s get --raw /readyz says whether the API server answers", t.kubectl())
 	}
 	base, _, err := rest.DefaultServerUrlFor(cfg)
 	if err != nil {
@@ -104,6 +104,18 @@ func (k *kubeTarget) name() string {
 		return "(current)"
 	}
 	return k.context
+}
+
+// kubectl is the command that reaches the same cluster.
+func (k *kubeTarget) kubectl() string {
+	out := "kubectl"
+	if k.kubeconfig != "" {
+		out += " --kubeconfig " + k.kubeconfig
+	}
+	if k.context != "" {
+		out += " --context " + k.context
+	}
+	return out
 }
 
 // call implements caller. What only looks is asked again when a replica that is gone was chosen.
@@ -186,5 +198,5 @@ func (c *kubeClient) fromProxy(resp *http.Response, data []byte) error {
 	case http.StatusNotFound:
 		return diag.Hint(err, "install Isthmus there (isthmus install), or name its namespace with --istio-namespace")
 	}
-	return diag.Hint(err, "see whether it runs: kubectl --context %s -n %s get pods -l app=%s", c.target.name(), ns, admin.ServiceName)
+	return diag.Hint(err, "see whether it runs: %s -n %s get pods -l app=%s", c.target.kubectl(), ns, admin.ServiceName)
 }
