@@ -85,13 +85,15 @@ func (d *daemon) watchInjection(k kubeSource, namespace string) (*webhook.Watche
 	if err != nil {
 		return nil, nil, err
 	}
-	bundler, err := webhook.NewBundler(webhook.BundleConfig{
+	bundle := webhook.BundleConfig{
 		Client: client, Name: webhook.InjectorConfigMap + webhook.Suffix(d.cfg.Webhook.Revision), Service: namespace, Roots: d.ca.Roots, Log: d.log,
-	})
+	}
+	bundler, err := webhook.NewBundler(bundle)
 	if err != nil {
 		return nil, nil, err
 	}
-	return watcher, []part{{"discovery/inject configuration", watcher.Run}, {"webhook certificate authority", bundler.Run}}, nil
+	remote := &remoteBundles{servers: d.kube.Servers, bundle: bundle, log: d.log}
+	return watcher, []part{{"discovery/inject configuration", watcher.Run}, {"webhook certificate authority", bundler.Run}, {"webhook certificate authority of remote clusters", remote.Run}}, nil
 }
 
 // injection parses the injector's documents; what they leave open is what this control plane is.
