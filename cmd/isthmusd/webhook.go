@@ -92,8 +92,19 @@ func (d *daemon) watchInjection(k kubeSource, namespace string) (*webhook.Watche
 	if err != nil {
 		return nil, nil, err
 	}
-	remote := &remoteBundles{servers: d.kube.Servers, bundle: bundle, log: d.log}
+	remote := webhook.NewRemoteBundles(d.remoteServers, bundle)
 	return watcher, []part{{"discovery/inject configuration", watcher.Run}, {"webhook certificate authority", bundler.Run}, {"webhook certificate authority of remote clusters", remote.Run}}, nil
+}
+
+// remoteServers are the API servers of the clusters that are read by remote secret.
+func (d *daemon) remoteServers() (out []webhook.Remote, changed <-chan struct{}) {
+	servers, changed := d.kube.Servers()
+	for _, s := range servers {
+		if s.Remote {
+			out = append(out, webhook.Remote{Cluster: s.Cluster, Config: s.Config})
+		}
+	}
+	return out, changed
 }
 
 // injection parses the injector's documents; what they leave open is what this control plane is.

@@ -1,4 +1,4 @@
-package main
+package webhook
 
 import (
 	"context"
@@ -8,19 +8,27 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/isthmus-mesh/isthmus/discovery/inject/webhook"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
-	"github.com/isthmus-mesh/isthmus/discovery/source/kube"
 )
 
-// remoteBundles keeps our certificate authority in the webhook configurations of the clusters that are read by remote
-// secret: their API servers call the injector here.
-type remoteBundles struct {
-	servers func() ([]kube.Server, <-chan struct{})
-	bundle  webhook.BundleConfig // but for the client
-	log     *slog.Logger
+// Remote is a cluster whose API server calls the injector of this control plane.
+type Remote struct {
+	Cluster mesh.ClusterID
+	Config  *rest.Config // another pointer when the credentials are other ones
+}
 
+// RemoteBundles keeps the certificate authority in the webhook configurations of remote clusters.
+type RemoteBundles struct {
+	remotes func() ([]Remote, <-chan struct{})
+	bundle  BundleConfig // but for the client
+	log     *slog.Logger
 	running map[mesh.ClusterID]*remoteBundle
+}
+
+// NewRemoteBundles returns RemoteBundles for the clusters that remotes lists; its channel is closed when they change. c
+// needs no Client. It starts nothing.
+func NewRemoteBundles(remotes func() ([]Remote, <-chan struct{}), c BundleConfig) *RemoteBundles {
+	return &RemoteBundles{remotes: remotes, bundle: c, log: c.Log, running: map[mesh.ClusterID]*remoteBundle{}}
 }
 
 type remoteBundle struct {
@@ -30,11 +38,10 @@ type remoteBundle struct {
 }
 
 // Run starts and stops a Bundler for each remote cluster, as remote secrets come and go, until ctx ends.
-func (r *remoteBundles) Run(ctx context.Context) error {
-	r.running = map[mesh.ClusterID]*remoteBundle{}
+func (r *RemoteBundles) Run(ctx context.Context) error {
 	for {
-		servers, changed := r.servers()
-		r.follow(ctx, servers)
+		remotes, changed := r.remotes()
+		r.follow(ctx, remotes)
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -44,12 +51,10 @@ func (r *remoteBundles) Run(ctx context.Context) error {
 	}
 }
 
-func (r *remoteBundles) follow(ctx context.Context, servers []kube.Server) {
+func (r *RemoteBundles) follow(ctx context.Context, remotes []Remote) {
 	want := map[mesh.ClusterID]*rest.Config{}
-	for _, s := range servers {
-		if s.Remote {
-			want[s.Cluster] = s.Config
-		}
+	for _, x := range remotes {
+		want[x.Cluster] = x.Config
 	}
 	for id, x := range r.running {
 		if want[id] != x.config { // gone, or with other credentials
@@ -77,12 +82,12 @@ func (r *remoteBundles) follow(ctx context.Context, servers []kube.Server) {
 	}
 }
 
-func (r *remoteBundles) bundler(id mesh.ClusterID, config *rest.Config) (*webhook.Bundler, error) {
+func (r *RemoteBundles) bundler(id mesh.ClusterID, config *rest.Config) (*Bundler, error) {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("client of its API server: %w", err)
 	}
 	c := r.bundle
 	c.Client, c.Log = client, r.log.With("cluster", string(id))
-	return webhook.NewBundler(c)
+	return NewBundler(c)
 }
