@@ -57,17 +57,17 @@ func (s *ClusterSpec) nodeAddresses() []netip.Prefix {
 }
 
 // network makes the cluster's router and control plane with their legs.
-func (c *Cluster) network(wan *lab.Node) error {
+func (c *Cluster) network() error {
 	s, net, t := c.Spec, c.lab.net, c.lab.topology
 	var err error
 	if c.Router, err = net.AddNode(s.Name+"/router", lab.NodeOptions{Forward: true}); err != nil {
 		return err
 	}
-	leg := lab.Leg{Node: c.Router, Link: lab.LinkWAN, Parent: wan, Bridge: lab.LinkWAN}
+	var addresses []netip.Prefix
 	for _, n := range s.Nodes {
-		leg.Addresses = append(leg.Addresses, netip.PrefixFrom(n.Address, t.WAN.Bits()), netip.PrefixFrom(n.address6, t.WAN6.Bits()))
+		addresses = append(addresses, netip.PrefixFrom(n.Address, t.WAN.Bits()), netip.PrefixFrom(n.address6, t.WAN6.Bits()))
 	}
-	if err := net.Attach(leg); err != nil {
+	if err := c.lab.onWAN(s.Name, c.Router, addresses, c.behind()); err != nil {
 		return err
 	}
 	if err := c.Router.Bridge("control", netip.PrefixFrom(s.router(), s.Control.Bits())); err != nil {
@@ -80,8 +80,7 @@ func (c *Cluster) network(wan *lab.Node) error {
 		Addresses: []netip.Prefix{netip.PrefixFrom(s.control(), s.Control.Bits())}, Gateways: []netip.Addr{s.router()}}); err != nil {
 		return err
 	}
-	return net.Attach(lab.Leg{Node: c.Control, Link: lab.LinkWAN, Parent: wan, Bridge: lab.LinkWAN,
-		Addresses: []netip.Prefix{netip.PrefixFrom(s.APIServer, t.WAN.Bits())}})
+	return c.lab.onWAN(s.Name+"/apiserver", c.Control, []netip.Prefix{netip.PrefixFrom(s.APIServer, t.WAN.Bits())}, nil)
 }
 
 // routes leads packets for the insides of the other clusters on the flat network to their routers.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/isthmus-mesh/isthmus/e2e/lab"
+	"github.com/isthmus-mesh/isthmus/e2e/wan"
 )
 
 // Config is what a Lab is made from.
@@ -44,6 +45,7 @@ type Lab struct {
 	net      *lab.Lab
 	log      *slog.Logger
 	clusters []*Cluster
+	wan      *wan.Emulator // nil: a bridge
 
 	mu    sync.Mutex // over packet filters
 	stop  context.CancelFunc
@@ -108,9 +110,16 @@ func (l *Lab) up(ctx, life context.Context) error {
 		c := &Cluster{Spec: &l.topology.Clusters[i], lab: l, Dir: filepath.Join(l.net.Dir(), l.topology.Clusters[i].Name)}
 		l.clusters = append(l.clusters, c)
 	}
+	if l.topology.Emulate {
+		l.wan = wan.New(wan.Config{})
+	}
 	if err := l.network(); err != nil {
+		if l.wan != nil {
+			l.wan.Close()
+		}
 		return err
 	}
+	l.emulate(life)
 	g, gctx := errgroup.WithContext(ctx)
 	for _, c := range l.clusters {
 		g.Go(func() error {
@@ -150,14 +159,13 @@ func (l *Lab) Net() *lab.Lab { return l.net }
 
 // network makes all namespaces, links, routes and packet filters.
 func (l *Lab) network() error {
-	wan := l.net.Node(lab.WAN)
 	for _, c := range l.clusters {
-		if err := c.network(wan); err != nil {
+		if err := c.network(); err != nil {
 			return fmt.Errorf("cluster %s: %w", c.Spec.Name, err)
 		}
 	}
 	for i := range l.topology.Machines {
-		if err := l.machine(wan, &l.topology.Machines[i]); err != nil {
+		if err := l.machine(&l.topology.Machines[i]); err != nil {
 			return fmt.Errorf("machine %s: %w", l.topology.Machines[i].Name, err)
 		}
 	}
@@ -179,14 +187,13 @@ func (l *Lab) network() error {
 }
 
 // machine makes a machine's namespace, on the WAN or beside a cluster's router.
-func (l *Lab) machine(wan *lab.Node, m *MachineSpec) error {
+func (l *Lab) machine(m *MachineSpec) error {
 	n, err := l.net.AddNode(m.Name, lab.NodeOptions{Nameserver: m.DNS, OwnFiles: true})
 	if err != nil {
 		return err
 	}
 	if m.Cluster == "" {
-		return l.net.Attach(lab.Leg{Node: n, Link: lab.LinkWAN, Parent: wan, Bridge: lab.LinkWAN,
-			Addresses: []netip.Prefix{netip.PrefixFrom(m.Address, l.topology.WAN.Bits())}})
+		return l.onWAN(m.Name, n, []netip.Prefix{netip.PrefixFrom(m.Address, l.topology.WAN.Bits())}, nil)
 	}
 	router, bridge := l.Cluster(m.Cluster).Router, "m-"+m.Name
 	if len(bridge) > 15 {

@@ -19,6 +19,8 @@ type Topology struct {
 	// addresses of the I-th cluster are in 172.30.I.0/24.
 	WAN  netip.Prefix `yaml:"wan"`
 	WAN6 netip.Prefix `yaml:"wan6"`
+	// Emulate passes the packets of the WAN through an emulator, so that links can be made slow, lossy and small (Lab.Link).
+	Emulate bool `yaml:"emulate"`
 	// Images maps container images, without tag, to programs; they are laid over the built-in ones.
 	Images   map[string]string `yaml:"images"`
 	Clusters []ClusterSpec     `yaml:"clusters"`

@@ -37,6 +37,7 @@ func init() { // verbs name verbs
 		"always":    {"DURATION VERB ARGS...", 2, -1, (*story).always},
 		"cut":       {"FROM TO", 2, 2, func(s *story, _ context.Context, a []string) (string, error) { return "", s.lab.Cut(a[0], a[1]) }},
 		"heal":      {"FROM TO", 2, 2, func(s *story, _ context.Context, a []string) (string, error) { return "", s.lab.Heal(a[0], a[1]) }},
+		"link":      {"FROM TO [delay=D] [jitter=D] [loss=N%] [reorder=N%] [mtu=N] [down]", 2, -1, (*story).link},
 		"apiserver": {"CLUSTER stop|start|freeze|thaw|cut|heal", 2, 2, (*story).apiserver},
 		"signal":    {"CLUSTER NAMESPACE/POD[:CONTAINER] KILL|TERM|STOP|CONT|HUP", 3, 3, (*story).signal},
 		"start":     {"PLACE NAME CMD...", 3, -1, (*story).start},
