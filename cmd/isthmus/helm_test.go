@@ -79,7 +79,7 @@ func TestDryRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, profile := range []string{"demo", "remote"} {
-		args := []string{"install", "--dry-run", "--kubeconfig", "/nonexistent", "--profile", profile, "--set", "cluster.name=amber,cni.enabled=true,remote.controlPlane={10.1.0.7,fd00::7},isthmusd.autoscaling.enabled=true", "--set", "crds.gatewayAPI=true"}
+		args := []string{"install", "--dry-run", "--kubeconfig", "/nonexistent", "--profile", profile, "--set", "cluster.name=amber,cni.enabled=true,remote.controlPlane={10.1.0.7,fd00::7},isthmusd.autoscaling.enabled=true", "--set", "crds.gatewayAPI=true,validation.enabled=true"}
 		text := must(t, 0, nil, args...)
 		if again := must(t, 0, nil, args...); again != text {
 			t.Errorf("%s: printed twice it differs", profile)

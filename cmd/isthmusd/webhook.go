@@ -92,8 +92,14 @@ func (d *daemon) watchInjection(k kubeSource, namespace string) (*webhook.Watche
 	if err != nil {
 		return nil, nil, err
 	}
+	check := bundle
+	check.Name, check.Validating = webhook.ValidatorName(d.cfg.Webhook.Revision, namespace), true
+	checker, err := webhook.NewBundler(check)
+	if err != nil {
+		return nil, nil, err
+	}
 	remote := webhook.NewRemoteBundles(d.remoteServers, bundle)
-	return watcher, []part{{"discovery/inject configuration", watcher.Run}, {"webhook certificate authority", bundler.Run}, {"webhook certificate authority of remote clusters", remote.Run}}, nil
+	return watcher, []part{{"discovery/inject configuration", watcher.Run}, {"webhook certificate authority", bundler.Run}, {"validation certificate authority", checker.Run}, {"webhook certificate authority of remote clusters", remote.Run}}, nil
 }
 
 // remoteServers are the API servers of the clusters that are read by remote secret.

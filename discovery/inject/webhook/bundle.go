@@ -20,9 +20,11 @@ import (
 
 // BundleConfig is what a Bundler needs.
 type BundleConfig struct {
-	Client  kubernetes.Interface
-	Name    string // of the MutatingWebhookConfiguration
-	Service string // namespace of the Services isthmusd and istiod: webhooks that lead elsewhere are not ours
+	Client kubernetes.Interface
+	Name   string // of the MutatingWebhookConfiguration
+	// Validating: it is a ValidatingWebhookConfiguration.
+	Validating bool
+	Service    string // namespace of the Services isthmusd and istiod: webhooks that lead elsewhere are not ours
 	// Roots gives the certificate authority, PEM.
 	Roots func() []byte
 	Log   *slog.Logger
@@ -48,10 +50,13 @@ func NewBundler(c BundleConfig) (*Bundler, error) {
 			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", c.Name).String()
 		}))
 	b.informer = b.factory.Admissionregistration().V1().MutatingWebhookConfigurations().Informer()
+	if c.Validating {
+		b.informer = b.factory.Admissionregistration().V1().ValidatingWebhookConfigurations().Informer()
+	}
 	if _, err := b.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { b.wake() }, UpdateFunc: func(any, any) { b.wake() },
 	}); err != nil {
-		return nil, fmt.Errorf("watch MutatingWebhookConfiguration %s: %w", c.Name, err)
+		return nil, fmt.Errorf("watch webhook configuration %s: %w", c.Name, err)
 	}
 	return b, nil
 }
@@ -87,11 +92,11 @@ func (b *Bundler) Run(ctx context.Context) error {
 
 func (b *Bundler) patch(ctx context.Context) error {
 	for _, o := range b.informer.GetStore().List() {
-		cfg, ok := o.(*admissionregistrationv1.MutatingWebhookConfiguration)
+		name, clients, ok := clientsOf(o)
 		if !ok {
 			continue
 		}
-		ops := BundlePatch(cfg, b.c.Service, b.c.Roots())
+		ops := bundlePatch(clients, b.c.Service, b.c.Roots())
 		if len(ops) == 0 {
 			continue
 		}
@@ -101,16 +106,44 @@ func (b *Bundler) patch(ctx context.Context) error {
 		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		_, err = b.c.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().Patch(ctx, cfg.Name, types.JSONPatchType, data, metav1.PatchOptions{FieldManager: "isthmusd"})
+		api, opts := b.c.Client.AdmissionregistrationV1(), metav1.PatchOptions{FieldManager: "isthmusd"}
+		if b.c.Validating {
+			_, err = api.ValidatingWebhookConfigurations().Patch(ctx, name, types.JSONPatchType, data, opts)
+		} else {
+			_, err = api.MutatingWebhookConfigurations().Patch(ctx, name, types.JSONPatchType, data, opts)
+		}
 		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		b.c.Log.Info("certificate authority written into the webhook configuration", "name", cfg.Name)
+		b.c.Log.Info("certificate authority written into the webhook configuration", "name", name)
 	}
 	return nil
+}
+
+// client is one webhook of a configuration: its name and where it leads.
+type client struct {
+	name string
+	to   admissionregistrationv1.WebhookClientConfig
+}
+
+// clientsOf returns the name and the webhooks of a configuration of either kind.
+func clientsOf(o any) (name string, out []client, ok bool) {
+	switch cfg := o.(type) {
+	case *admissionregistrationv1.MutatingWebhookConfiguration:
+		for _, w := range cfg.Webhooks {
+			out = append(out, client{w.Name, w.ClientConfig})
+		}
+		return cfg.Name, out, true
+	case *admissionregistrationv1.ValidatingWebhookConfiguration:
+		for _, w := range cfg.Webhooks {
+			out = append(out, client{w.Name, w.ClientConfig})
+		}
+		return cfg.Name, out, true
+	}
+	return "", nil, false
 }
 
 // operation is one step of a JSON patch; test guards against a list that changed meanwhile.
@@ -120,18 +153,18 @@ type operation struct {
 	Value any    `json:"value"`
 }
 
-// BundlePatch returns the JSON patch that puts roots into the webhooks of cfg that lead to our Services in namespace;
+// bundlePatch returns the JSON patch that puts roots into the webhooks that lead to our Services in namespace;
 // empty when they are there. Webhooks with a URL are those of a remote control plane, and ours, too.
-func BundlePatch(cfg *admissionregistrationv1.MutatingWebhookConfiguration, namespace string, roots []byte) []operation {
+func bundlePatch(clients []client, namespace string, roots []byte) []operation {
 	var ops []operation
-	for i, w := range cfg.Webhooks {
-		cc := w.ClientConfig
+	for i, w := range clients {
+		cc := w.to
 		ours := cc.URL != nil || cc.Service != nil && cc.Service.Namespace == namespace && (cc.Service.Name == "isthmusd" || cc.Service.Name == "istiod")
 		if !ours || bytes.Equal(cc.CABundle, roots) {
 			continue
 		}
 		at := fmt.Sprintf("/webhooks/%d", i)
-		ops = append(ops, operation{"test", at + "/name", w.Name}, operation{"add", at + "/clientConfig/caBundle", roots})
+		ops = append(ops, operation{"test", at + "/name", w.name}, operation{"add", at + "/clientConfig/caBundle", roots})
 	}
 	return ops
 }

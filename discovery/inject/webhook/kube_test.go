@@ -66,7 +66,11 @@ func TestAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, run := range []func(context.Context) error{watcher.Run, bundler.Run} {
+	checker, err := webhook.NewBundler(webhook.BundleConfig{Client: kube, Name: "istio-validator-" + system, Validating: true, Service: system, Roots: func() []byte { return roots }, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, run := range []func(context.Context) error{watcher.Run, bundler.Run, checker.Run} {
 		runCtx, cancel := context.WithCancel(ctx)
 		done := make(chan error, 1)
 		go func() { done <- run(runCtx) }()
@@ -93,6 +97,18 @@ func TestAPIServer(t *testing.T) {
 		return nil
 	}
 	eventually(t, "certificate authority written", bundled)
+	check := validation(address)
+	mustMake(t, "validating webhook configuration", func() error {
+		_, err := kube.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(ctx, check, metav1.CreateOptions{})
+		return err
+	})
+	eventually(t, "certificate authority written for validation", func() error {
+		got, err := kube.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, check.Name, metav1.GetOptions{})
+		if err == nil && string(got.Webhooks[0].ClientConfig.CABundle) != string(roots) {
+			err = context.DeadlineExceeded
+		}
+		return err
+	})
 
 	// The API server takes a moment to see the new configuration.
 	eventually(t, "a pod is injected", func() error {
@@ -198,6 +214,24 @@ func configuration(address string) *admissionregistrationv1.MutatingWebhookConfi
 			Rules: []admissionregistrationv1.RuleWithOperations{{
 				Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
 				Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
+			}},
+		}},
+	}
+}
+
+// validation is a configuration whose webhook is at the address and takes nothing that the test makes.
+func validation(address string) *admissionregistrationv1.ValidatingWebhookConfiguration {
+	none, ignore := admissionregistrationv1.SideEffectClassNone, admissionregistrationv1.Ignore
+	_, port, _ := net.SplitHostPort(address)
+	url := "https://127.0.0.1:" + port + "/validate"
+	return &admissionregistrationv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: webhook.ValidatorName("default", system)},
+		Webhooks: []admissionregistrationv1.ValidatingWebhook{{
+			Name: "validation.isthmus.io", AdmissionReviewVersions: []string{"v1"}, SideEffects: &none, FailurePolicy: &ignore,
+			ClientConfig: admissionregistrationv1.WebhookClientConfig{URL: &url},
+			Rules: []admissionregistrationv1.RuleWithOperations{{
+				Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
+				Rule:       admissionregistrationv1.Rule{APIGroups: []string{"networking.istio.io"}, APIVersions: []string{"v1"}, Resources: []string{"virtualservices"}},
 			}},
 		}},
 	}

@@ -47,6 +47,11 @@ type Watcher struct {
 	changed    chan struct{}
 }
 
+// ValidatorName is the name of the ValidatingWebhookConfiguration of an installation.
+func ValidatorName(revision, namespace string) string {
+	return "istio-validator" + Suffix(revision) + "-" + namespace
+}
+
 // Suffix is what a revision adds to names: nothing for the default one.
 func Suffix(revision string) string {
 	if revision == "" || revision == "default" {

@@ -104,3 +104,8 @@ spec:
 {{- define "isthmus.injector" -}}
 istio-sidecar-injector{{ if ne .Values.injection.revision "default" }}-{{ .Values.injection.revision }}{{ end }}
 {{- end }}
+
+{{- /* Name of the ValidatingWebhookConfiguration. */ -}}
+{{- define "isthmus.validator" -}}
+istio-validator{{ if ne .Values.injection.revision "default" }}-{{ .Values.injection.revision }}{{ end }}-{{ .Release.Namespace }}
+{{- end }}
