@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BIN         := build/bin
 PROGRAMS    := isthmusd isthmus isthmus-agent isthmus-cni coredns
-TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/apps/samples e2e/apps/hello e2e/kubelab/cmd/labcni e2e/lab/cmd/lab e2e/demo
+TEST_PROGRAMS := e2e/apps/bookstore e2e/apps/caller e2e/apps/knock e2e/apps/samples e2e/apps/hello e2e/kubelab/cmd/labcni e2e/lab/cmd/lab e2e/demo
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD_FLAGS := -trimpath -buildvcs=false
 LINK_FLAGS  := -s -w -X github.com/isthmus-mesh/isthmus/internal/version.Version=$(VERSION)

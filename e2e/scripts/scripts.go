@@ -53,6 +53,7 @@ func Run(t *testing.T, cfg Config) {
 	p := testscript.Params{
 		Dir: cfg.Dir, Cmds: map[string]func(*testscript.TestScript, bool, []string){},
 		RequireUniqueNames: true,
+		ContinueOnError:    os.Getenv("LAB_CONTINUE") != "",
 		Setup: func(env *testscript.Env) error {
 			s := &story{cfg: cfg, t: env.T().(serial).T, started: map[string]*lab.Proc{}}
 			s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -60,7 +61,7 @@ func Run(t *testing.T, cfg Config) {
 				s.ctx, s.cancel = context.WithDeadline(context.Background(), deadline.Add(-30*time.Second))
 			}
 			env.Values[key{}] = s
-			env.Vars = append(env.Vars, "bin="+cfg.Bin, "PATH="+cfg.Bin+":"+os.Getenv("PATH"))
+			env.Vars = append(env.Vars, "bin="+cfg.Bin, "examples="+filepath.Join(repository(), "topologies", "examples"), "PATH="+cfg.Bin+":"+os.Getenv("PATH"))
 			env.Defer(s.end)
 			return nil
 		},
