@@ -222,6 +222,9 @@ func (b *bench) scale(ctx context.Context) (total, ready []time.Duration, err er
 	if err := b.watch(ctx); err != nil {
 		return nil, nil, err
 	}
+	if err := until(ctx, time.Minute, "the first pod", func() error { return b.count(1) }); err != nil {
+		return nil, nil, err
+	}
 	calls := b.call(ctx)
 	defer func() { stop(); err = errors.Join(err, calls.wait()) }()
 	for n := 0; n < changes; n += batch {
