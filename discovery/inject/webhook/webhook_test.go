@@ -194,7 +194,7 @@ func TestMany(t *testing.T) {
 	address := serve(t, webhook.Config{Injector: fixed{config}}, cert)
 	c := client(t, roots)
 	review := body(t, "on", pod)
-	errs := make(chan error, 200)
+	errs := make(chan error, 80)
 	for range cap(errs) {
 		go func() {
 			resp, err := c.Post("https://"+address+"/inject", "application/json", bytes.NewReader(review))
