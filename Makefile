@@ -64,6 +64,9 @@ unit: tools envoy kube ## unit, golden, property and real-Envoy tests and the im
 e2e: envoy kube build ## the lab and the demo's seven steps as tests
 	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 20m ./e2e/...
 
+soak: envoy kube build ## the longer stories on Kubernetes clusters
+	SOAK=1 REQUIRE_TOOLS=1 go test -count=1 -timeout 60m -run 'TestSoak' ./e2e/scripts
+
 bench: tools envoy build ## times of changes and memory on the demo's world, and Go benchmarks; results in bench/results
 	@mkdir -p bench/results
 	go run ./bench/spine | tee bench/results/spine.txt
