@@ -237,6 +237,7 @@ Exit codes: 0 done; 1 an error; 2 refused before anything was changed.`,
 		},
 	}
 	t.flags(cmd)
+	cmd.Flags().Bool("yes", true, "taken as of install; uninstall never asks")
 	cmd.Flags().BoolVar(&how.Purge, "purge", false, "delete users' objects of the kinds it defined, too")
 	cmd.Flags().BoolVar(&how.KeepCRDs, "keep-crds", false, "leave the definitions and users' objects of their kinds")
 	cmd.Flags().BoolVar(&how.KeepDNS, "skip-dns", false, "leave the cluster's DNS as it is")
