@@ -122,10 +122,27 @@ func (o *object) nodeGateways(s *corev1.Service, port uint32) []mesh.NetworkGate
 			continue
 		}
 		for _, a := range node.Addresses {
+			if !ofFamily(s, a) {
+				continue
+			}
 			out = append(out, mesh.NetworkGateway{Object: o.ref, Address: a, Port: uint32(s.Spec.Ports[i].NodePort), Cluster: o.d.opts.Local, Locality: node.Locality})
 		}
 	}
 	return out
+}
+
+// ofFamily reports whether a Service is served at an address, by its families. Without any all are: the API server has
+// not filled them in.
+func ofFamily(s *corev1.Service, address string) bool {
+	a, err := netip.ParseAddr(address)
+	if err != nil || len(s.Spec.IPFamilies) == 0 {
+		return true
+	}
+	family := corev1.IPv4Protocol
+	if a.Is6() && !a.Is4In6() {
+		family = corev1.IPv6Protocol
+	}
+	return slices.Contains(s.Spec.IPFamilies, family)
 }
 
 // gatewayAPI is what is read of a Gateway API Gateway.
