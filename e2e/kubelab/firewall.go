@@ -157,6 +157,14 @@ func (c *Cluster) firewall(peers []*Cluster) error {
 	}
 	r.add(input, from(lab.LinkWAN), protocol(unix.IPPROTO_ICMP), accept())
 	r.add(input, from(lab.LinkWAN), drop())
+	// What a Service led from here to an address on the wire still has the source for the router's side.
+	nat = r.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
+	for _, p := range peers {
+		for _, inside := range p.Spec.inside() {
+			r.add(nat, to(lab.LinkWAN), destination(inside), accept())
+		}
+	}
+	r.add(nat, to(lab.LinkWAN), source(single(c.Spec.control())), []expr.Any{&expr.Masq{}})
 	return r.flush(c.Control.Name)
 }
 
