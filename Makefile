@@ -59,10 +59,10 @@ check: tools ## formatting and vet
 	go vet ./...
 
 unit: tools envoy kube ## unit, golden, property and real-Envoy tests and the import rules, with the race detector
-	REQUIRE_TOOLS=1 go test -race -timeout 15m $$(go list ./... | grep -v /e2e/)
+	REQUIRE_TOOLS=1 go test -race -timeout 30m $$(go list ./... | grep -v /e2e/)
 
 e2e: envoy kube build ## the lab and the demo's seven steps as tests
-	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 20m ./e2e/...
+	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 30m ./e2e/...
 
 soak: envoy kube build ## the longer stories on Kubernetes clusters
 	SOAK=1 REQUIRE_TOOLS=1 go test -count=1 -timeout 60m -run 'TestSoak' ./e2e/scripts
