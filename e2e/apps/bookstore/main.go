@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/e2e/apps/internal/xfcc"
 )
 
 func main() {
@@ -108,19 +110,8 @@ func (s service) handler() (http.Handler, error) {
 }
 
 func (s service) answer(r *http.Request) answer {
-	xfcc := r.Header.Get("X-Forwarded-Client-Cert")
-	return answer{App: s.app, Version: s.version, Pod: s.pod, Caller: callerOf(xfcc), XFCC: xfcc}
-}
-
-// callerOf returns the URI of the last element: the peer that connected to us.
-func callerOf(xfcc string) string {
-	uri := ""
-	for _, part := range strings.FieldsFunc(xfcc, func(r rune) bool { return r == ';' || r == ',' }) {
-		if key, value, ok := strings.Cut(strings.TrimSpace(part), "="); ok && strings.EqualFold(key, "URI") {
-			uri = strings.Trim(value, `"`)
-		}
-	}
-	return uri
+	header := r.Header.Get(xfcc.Header)
+	return answer{App: s.app, Version: s.version, Pod: s.pod, Caller: xfcc.Caller(header), XFCC: header}
 }
 
 func (s service) self(w http.ResponseWriter, r *http.Request) { reply(w, http.StatusOK, s.answer(r)) }

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/e2e/apps/internal/xfcc"
 )
 
 // service is one running application. It is not changed after start.
@@ -29,18 +31,7 @@ type who struct {
 }
 
 func (s *service) who(r *http.Request) who {
-	return who{s.app, s.version, s.pod, callerOf(r.Header.Get("X-Forwarded-Client-Cert"))}
-}
-
-// callerOf returns the URI of the last element: the peer that connected to us.
-func callerOf(xfcc string) string {
-	uri := ""
-	for _, part := range strings.FieldsFunc(xfcc, func(r rune) bool { return r == ';' || r == ',' }) {
-		if key, value, ok := strings.Cut(strings.TrimSpace(part), "="); ok && strings.EqualFold(key, "URI") {
-			uri = strings.Trim(value, `"`)
-		}
-	}
-	return uri
+	return who{s.app, s.version, s.pod, xfcc.Caller(r.Header.Get(xfcc.Header))}
 }
 
 func (s *service) handler() (http.Handler, error) {
