@@ -175,11 +175,20 @@ func (o *object) exportTo() (bool, []mesh.ClusterID) {
 	return true, slices.Compact(out)
 }
 
-// checkVisibility says that Istio's exportTo narrows nothing here.
-func (o *object) checkVisibility(field string, exportTo []string) {
-	if len(exportTo) > 0 && !slices.Equal(exportTo, []string{"*"}) {
-		o.unsupported(field, "the object is seen by all namespaces")
+// visibility reads Istio's exportTo: names of namespaces, "." for the object's own, "*" for all, "~" for none.
+func (o *object) visibility(field string, exportTo []string) []string {
+	var out []string
+	for i, ns := range exportTo {
+		ns = strings.TrimSpace(ns)
+		if e := validation.IsDNS1123Label(ns); len(e) > 0 && ns != "." && ns != "*" && ns != "~" {
+			o.invalid(fmt.Sprintf("%s[%d]", field, i), show(ns)+" is not the name of a namespace", `write a name, "." for the own namespace, "*" for all or "~" for none`)
+		}
+		out = append(out, ns)
 	}
+	if slices.Contains(out, "~") && len(out) > 1 {
+		o.reject(field, ReasonConflict, `"~" stands beside namespaces`, "keep one of the two")
+	}
+	return out
 }
 
 // addresses parses and sorts IPs, IPv4 first, refusing what is none; at names the field of each.

@@ -18,6 +18,7 @@ func (o *object) destinationRule() {
 	}
 	spec.Host = o.host(spec.Host)
 	o.checkHost("spec.host", spec.Host)
+	spec.ExportTo = o.visibility("spec.exportTo", spec.ExportTo)
 	o.trafficPolicy("spec.trafficPolicy", spec.TrafficPolicy)
 	names := map[string]bool{}
 	for i, s := range spec.Subsets {

@@ -51,6 +51,9 @@ func (o *object) service() {
 			o.reject("spec.ports", ReasonMissing, "the Service has no port", "add one")
 		}
 	}
+	if v, ok := s.Annotations[annVisibility]; ok && v != "" {
+		decl.VisibleTo = o.visibility("metadata.annotations["+annVisibility+"]", strings.Split(v, ","))
+	}
 	o.unsupportedService(&s)
 	decl.Export, decl.ExportTo = o.exported()
 	if network := s.Labels[labelNetwork]; network != "" && !o.failed {
@@ -144,9 +147,6 @@ func (o *object) unsupportedService(s *corev1.Service) {
 	}
 	if s.Spec.TrafficDistribution != nil {
 		o.unsupported("spec.trafficDistribution", "endpoints in all zones are used")
-	}
-	if v, ok := s.Annotations[annVisibility]; ok {
-		o.checkVisibility("metadata.annotations["+annVisibility+"]", strings.Split(v, ","))
 	}
 }
 

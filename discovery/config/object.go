@@ -134,8 +134,8 @@ func kinds(group string) (decoded, ignored, unsupported []string) {
 	case "discovery.k8s.io":
 		return []string{"EndpointSlice"}, nil, nil
 	case "networking.istio.io":
-		return []string{"ServiceEntry", "WorkloadEntry", "VirtualService", "DestinationRule", "Gateway"}, nil,
-			[]string{"EnvoyFilter", "ProxyConfig", "Sidecar", "WorkloadGroup"}
+		return []string{"ServiceEntry", "WorkloadEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar"}, nil,
+			[]string{"EnvoyFilter", "ProxyConfig", "WorkloadGroup"}
 	case "security.istio.io":
 		return []string{"PeerAuthentication"}, nil, []string{"AuthorizationPolicy", "RequestAuthentication"}
 	case "multicluster.x-k8s.io":
@@ -192,6 +192,8 @@ func (o *object) decode() {
 		o.destinationRule()
 	case "Gateway":
 		o.gateway()
+	case "Sidecar":
+		o.sidecar()
 	case "PeerAuthentication":
 		o.peerAuthentication()
 	case "ServiceExport":

@@ -37,7 +37,7 @@ func (o *object) serviceEntry() {
 			decl.Endpoints = append(decl.Endpoints, out)
 		}
 	}
-	o.checkVisibility("spec.exportTo", spec.ExportTo)
+	decl.VisibleTo = o.visibility("spec.exportTo", spec.ExportTo)
 	if len(spec.SubjectAltNames) > 0 {
 		o.unsupported("spec.subjectAltNames", "the names in servers' certificates are not checked against it")
 	}

@@ -27,8 +27,6 @@ func (o *object) unhonoured() {
 		spec = &security.AuthorizationPolicy{}
 	case "RequestAuthentication":
 		spec = &security.RequestAuthentication{}
-	case "Sidecar":
-		spec = &networking.Sidecar{}
 	case "EnvoyFilter":
 		spec = &envoyfilter.EnvoyFilter{}
 	case "ProxyConfig":
@@ -52,8 +50,6 @@ func (o *object) unhonoured() {
 			o.checkAuthorization(s)
 		case *security.RequestAuthentication:
 			o.checkRequests(s)
-		case *networking.Sidecar:
-			o.checkSidecar(s)
 		case *envoyfilter.EnvoyFilter:
 			o.checkFilter(s)
 		case *networking.WorkloadGroup:
@@ -68,7 +64,7 @@ func (o *object) unhonoured() {
 // emptySpec reports whether an object says nothing where that means something: a policy without a spec denies all.
 func (o *object) emptySpec() bool {
 	var e envelope
-	return (o.ref.Kind == "AuthorizationPolicy" || o.ref.Kind == "Telemetry" || o.ref.Kind == "Sidecar") && o.into(&e) && (len(e.Spec) == 0 || string(e.Spec) == "null")
+	return (o.ref.Kind == "AuthorizationPolicy" || o.ref.Kind == "Telemetry") && o.into(&e) && (len(e.Spec) == 0 || string(e.Spec) == "null")
 }
 
 func (o *object) checkAuthorization(p *security.AuthorizationPolicy) {
@@ -243,54 +239,6 @@ func (o *object) checkRequests(r *security.RequestAuthentication) {
 				o.reject(fmt.Sprintf("%s.fromParams[%d]", at, k), ReasonMissing, "the name is empty", "name a query parameter")
 			}
 		}
-	}
-}
-
-func (o *object) checkSidecar(s *networking.Sidecar) {
-	for i, e := range s.GetEgress() {
-		at := fmt.Sprintf("spec.egress[%d]", i)
-		if len(e.GetHosts()) == 0 {
-			o.reject(at+".hosts", ReasonMissing, "there is no host", `write NAMESPACE/HOST, for example "./*"`)
-		}
-		for j, h := range e.GetHosts() {
-			field := fmt.Sprintf("%s.hosts[%d]", at, j)
-			ns, host, ok := strings.Cut(h, "/")
-			if !ok || ns == "" {
-				o.invalid(field, show(h)+" is not NAMESPACE/HOST", `write for example "./*", "default/*" or "*/reviews.default.svc.cluster.local"`)
-				continue
-			}
-			o.checkHost(field, strings.ToLower(host))
-		}
-		o.checkSidecarPort(at+".port", e.GetPort())
-	}
-	for i, in := range s.GetIngress() {
-		at := fmt.Sprintf("spec.ingress[%d]", i)
-		if in.GetPort() == nil {
-			o.reject(at+".port", ReasonMissing, "the port is missing", "add number, name and protocol")
-		}
-		o.checkSidecarPort(at+".port", in.GetPort())
-		o.checkEndpointText(at+".defaultEndpoint", in.GetDefaultEndpoint())
-	}
-}
-
-func (o *object) checkSidecarPort(field string, p *networking.SidecarPort) {
-	if p == nil {
-		return
-	}
-	o.checkPort(field+".number", int64(p.GetNumber()))
-	if _, known := protocolNamed(p.GetProtocol()); p.GetProtocol() != "" && !known {
-		o.invalid(field+".protocol", show(p.GetProtocol())+" is not a protocol", "write one of HTTP, HTTP2, GRPC, HTTPS, TLS, TCP")
-	}
-}
-
-// checkEndpointText wants 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT, [::]:PORT or unix:///PATH.
-func (o *object) checkEndpointText(field, text string) {
-	if path, unix := strings.CutPrefix(text, "unix://"); text == "" || unix && (strings.HasPrefix(path, "/") || strings.HasPrefix(path, "@")) {
-		return
-	}
-	a, err := netip.ParseAddrPort(text)
-	if err != nil || a.Port() == 0 || !a.Addr().IsLoopback() && !a.Addr().IsUnspecified() {
-		o.invalid(field, show(text)+" is not an endpoint of the workload itself", "write 127.0.0.1:PORT, 0.0.0.0:PORT, their IPv6 forms or unix:///PATH")
 	}
 }
 

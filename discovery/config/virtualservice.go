@@ -38,6 +38,7 @@ func (o *object) virtualService() {
 			o.reject(at, ReasonDuplicate, show(h)+" is named twice", "remove one")
 		}
 	}
+	spec.ExportTo = o.visibility("spec.exportTo", spec.ExportTo)
 	if len(spec.Http)+len(spec.Tls)+len(spec.Tcp) == 0 {
 		o.reject("spec", ReasonMissing, "the VirtualService has no route", "add http, tls or tcp routes")
 	}

@@ -13,6 +13,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
@@ -72,7 +73,11 @@ func Explain(snap *mesh.Snapshot, r Request) (*Way, error) {
 			return nil, fmt.Errorf("port %q of %s is not a number from 1 to 65535", p, r.URL)
 		}
 	}
+	sees := scope.For(snap, topologies.Place(snap, &mesh.Proxy{Type: mesh.Sidecar, Name: from.Name, Namespace: from.Namespace, Cluster: from.Cluster, Labels: from.Labels}), nil)
 	svc := lookup(snap, u.Hostname(), from.Namespace)
+	if svc != nil && !sees.Sees(svc) {
+		return nil, hidden(sees, svc, from)
+	}
 	if svc == nil {
 		return nil, fmt.Errorf("no service has the host %s: no cluster exports it and no object here declares it", u.Hostname())
 	}
@@ -81,8 +86,8 @@ func Explain(snap *mesh.Snapshot, r Request) (*Way, error) {
 		return nil, fmt.Errorf("%s has no port %d; it has %s", svc.Host, number, ports(svc))
 	}
 	w := &Way{From: from, Service: svc, Port: port, Route: "default (no VirtualService)"}
-	for _, t := range route(snap, w, r, u) {
-		t.Labels = subset(snap, t.Service.Host, t.Subset)
+	for _, t := range route(snap, sees, w, r, u) {
+		t.Labels = subset(sees, t.Service, t.Subset)
 		for _, e := range t.Service.Endpoints {
 			if topologies.Selects(t.Labels, e) && (e.Ports == nil || e.Ports[t.Port.Number] != 0) {
 				t.Hops = append(t.Hops, hop(snap, from, t, e))
@@ -154,15 +159,12 @@ func ports(s *mesh.Service) string {
 }
 
 // route applies the VirtualService of the host, if there is one for the mesh.
-func route(snap *mesh.Snapshot, w *Way, r Request, u *url.URL) []Target {
+func route(snap *mesh.Snapshot, sees *scope.Scope, w *Way, r Request, u *url.URL) []Target {
 	plain := []Target{{Service: w.Service, Port: w.Port, Weight: 100}}
 	if !w.Port.Protocol.IsHTTP() {
 		return plain
 	}
-	for _, vs := range snap.VirtualServices {
-		if !covers(vs.Spec, w.Service.Host) {
-			continue
-		}
+	if vs := sees.VirtualService(w.Service.Host); vs != nil {
 		for i, h := range vs.Spec.Http {
 			if !anyMatch(h.Match, r, u, w) {
 				continue
@@ -179,20 +181,12 @@ func route(snap *mesh.Snapshot, w *Way, r Request, u *url.URL) []Target {
 	return plain
 }
 
-func covers(vs *networking.VirtualService, host string) bool {
-	mesh := len(vs.Gateways) == 0
-	for _, g := range vs.Gateways {
-		mesh = mesh || g == "mesh"
+// hidden says why the workload does not see the service.
+func hidden(sees *scope.Scope, svc *mesh.Service, from *mesh.Workload) error {
+	if !sees.Exports(svc) {
+		return fmt.Errorf("%s is not exported to namespace %s: see exportTo of %s", svc.Host, from.Namespace, svc.Object)
 	}
-	if !mesh {
-		return false
-	}
-	for _, h := range vs.Hosts {
-		if h == host || h == "*" || strings.HasPrefix(h, "*.") && strings.HasSuffix(host, h[1:]) {
-			return true
-		}
-	}
-	return false
+	return fmt.Errorf("%s is not in the scope of %s/%s: see the egress hosts of %s", svc.Host, from.Namespace, from.Name, sees.Sidecar.Object)
 }
 
 func destinations(snap *mesh.Snapshot, w *Way, h *networking.HTTPRoute) []Target {
@@ -288,19 +282,12 @@ func text(m *networking.StringMatch, s string, fold bool) bool {
 	return false
 }
 
-func subset(snap *mesh.Snapshot, host, name string) map[string]string {
+func subset(sees *scope.Scope, svc *mesh.Service, name string) map[string]string {
 	if name == "" {
 		return nil
 	}
-	for _, dr := range snap.DestinationRules {
-		if dr.Spec.Host != host {
-			continue
-		}
-		for _, s := range dr.Spec.Subsets {
-			if s.Name == name {
-				return s.Labels
-			}
-		}
+	if s := sees.RuleFor(svc).Subset(name); s != nil {
+		return s.GetLabels()
 	}
 	return map[string]string{"isthmus.io/no-such-subset": name}
 }

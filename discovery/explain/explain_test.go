@@ -37,7 +37,7 @@ func snapshot() *mesh.Snapshot {
 				{Route: []*networking.HTTPRouteDestination{to("v1", 75), to("v2", 25)}},
 			},
 		}}},
-		DestinationRules: []*mesh.DestinationRule{{Spec: &networking.DestinationRule{Host: "reviews.default.global", Subsets: []*networking.Subset{
+		DestinationRules: []*mesh.DestinationRule{{Object: mesh.ObjectRef{Kind: "DestinationRule", Namespace: "default", Name: "reviews"}, Spec: &networking.DestinationRule{Host: "reviews.default.global", Subsets: []*networking.Subset{
 			{Name: "v1", Labels: map[string]string{"version": "v1"}}, {Name: "v2", Labels: map[string]string{"version": "v2"}},
 		}}}},
 	}

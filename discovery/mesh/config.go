@@ -26,6 +26,7 @@ type ServiceDecl struct {
 	Export          bool        // label isthmus.io/export: "true" on the Service or its Namespace
 	ExportTo        []ClusterID // annotation isthmus.io/export-to; empty: every peer
 	Facts           *Facts      `json:",omitempty"` // of a Kubernetes Service; nil otherwise
+	VisibleTo       []string    `json:",omitempty"` // namespaces that see it (Istio's exportTo: names, ".", "*", "~"); empty: the mesh's default
 }
 
 // EndpointSlice is a Kubernetes EndpointSlice of a Service that has no selector here.
@@ -76,6 +77,14 @@ type MeshConfig struct {
 	Spec   *meshconfig.MeshConfig
 }
 
+// GetSpec returns the spec, nil where there is none and Istio's defaults hold.
+func (c *MeshConfig) GetSpec() *meshconfig.MeshConfig {
+	if c == nil {
+		return nil
+	}
+	return c.Spec
+}
+
 // VirtualService is an Istio VirtualService with hosts and destinations written out in full.
 type VirtualService struct {
 	Object ObjectRef
@@ -86,6 +95,20 @@ type VirtualService struct {
 type DestinationRule struct {
 	Object ObjectRef
 	Spec   *networking.DestinationRule
+}
+
+// SidecarConfig is an Istio Sidecar object: what the proxies of its namespace, or those it selects, see and listen to.
+type SidecarConfig struct {
+	Object ObjectRef
+	Spec   *networking.Sidecar
+}
+
+// GetSpec returns the spec, nil for no Sidecar.
+func (s *SidecarConfig) GetSpec() *networking.Sidecar {
+	if s == nil {
+		return nil
+	}
+	return s.Spec
 }
 
 // Gateway is an Istio Gateway.
@@ -121,6 +144,7 @@ type Input struct {
 	Imports             []*Import
 	VirtualServices     []*VirtualService
 	DestinationRules    []*DestinationRule
+	Sidecars            []*SidecarConfig
 	Gateways            []*Gateway
 	PeerAuthentications []*PeerAuthentication
 	Networks            []*Network    // of one ID several may be reported: their parts add up

@@ -172,6 +172,7 @@ type Service struct {
 	Global      bool        // a ".global" host: merges every exporter, the local cluster included
 	Exported    bool        // the local cluster exports it (set on the local ".svc.cluster.local" service)
 	ExportTo    []ClusterID // when Exported: only to these; empty means every peer. Sorted
+	VisibleTo   []string    `json:",omitempty"` // namespaces that see it (Istio's exportTo); empty: the mesh's default
 	Endpoints   []*Endpoint // sorted by cluster, namespace, workload, address
 	Facts       *Facts      `json:",omitempty"` // when Exported, what multi-cluster services compare; of a ".global" host, what that comes to. Nil when unknown
 }

@@ -15,7 +15,8 @@ type Snapshot struct {
 	Services            []*Service  // sorted by host
 	Workloads           []*Workload // of the local cluster, sorted by namespace and name
 	VirtualServices     []*VirtualService
-	DestinationRules    []*DestinationRule // these four sorted by namespace and name
+	DestinationRules    []*DestinationRule // these five sorted by namespace and name
+	Sidecars            []*SidecarConfig
 	Gateways            []*Gateway
 	PeerAuthentications []*PeerAuthentication
 	Networks            []*Network  // sorted by ID, one each, gateways sorted and without repeats

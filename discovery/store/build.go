@@ -129,6 +129,7 @@ func (d *draft) collect(inputs []mesh.Input) {
 		d.exports = append(d.exports, keep(in.Exports, func(x *mesh.Export) bool { return first(x.Object) })...)
 		d.VirtualServices = append(d.VirtualServices, keep(in.VirtualServices, func(x *mesh.VirtualService) bool { return first(x.Object) })...)
 		d.DestinationRules = append(d.DestinationRules, keep(in.DestinationRules, func(x *mesh.DestinationRule) bool { return first(x.Object) })...)
+		d.Sidecars = append(d.Sidecars, keep(in.Sidecars, func(x *mesh.SidecarConfig) bool { return first(x.Object) })...)
 		d.Gateways = append(d.Gateways, keep(in.Gateways, func(x *mesh.Gateway) bool { return first(x.Object) })...)
 		d.PeerAuthentications = append(d.PeerAuthentications, keep(in.PeerAuthentications, func(x *mesh.PeerAuthentication) bool { return first(x.Object) })...)
 		d.Imports = append(d.Imports, in.Imports...)
@@ -142,6 +143,7 @@ func (d *draft) collect(inputs []mesh.Input) {
 	byObject(d.exports, func(x *mesh.Export) *mesh.ObjectRef { return &x.Object })
 	byObject(d.VirtualServices, func(x *mesh.VirtualService) *mesh.ObjectRef { return &x.Object })
 	byObject(d.DestinationRules, func(x *mesh.DestinationRule) *mesh.ObjectRef { return &x.Object })
+	byObject(d.Sidecars, func(x *mesh.SidecarConfig) *mesh.ObjectRef { return &x.Object })
 	byObject(d.Gateways, func(x *mesh.Gateway) *mesh.ObjectRef { return &x.Object })
 	byObject(d.PeerAuthentications, func(x *mesh.PeerAuthentication) *mesh.ObjectRef { return &x.Object })
 	slices.SortFunc(d.Imports, func(a, b *mesh.Import) int {

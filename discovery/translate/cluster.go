@@ -84,7 +84,7 @@ func (u upstream) byAddress() bool {
 
 // upstreams lists the clusters of one service.
 func (v *view) upstreams(s *mesh.Service) []upstream {
-	r := v.routing.ruleFor(s)
+	r := v.scope.RuleFor(s)
 	var f facts
 	var out []upstream
 	for i, p := range s.Ports {
@@ -94,9 +94,9 @@ func (v *view) upstreams(s *mesh.Service) []upstream {
 		if p.Protocol == mesh.UDP {
 			continue
 		}
-		out = append(out, v.ranked(upstream{service: s, port: p, policy: r.policyFor(p.Number, nil), object: r.object, facts: f}))
-		for _, sub := range r.subsets {
-			out = append(out, v.ranked(upstream{service: s, port: p, subset: sub.GetName(), labels: sub.GetLabels(), policy: r.policyFor(p.Number, sub), object: r.object, facts: f}))
+		out = append(out, v.ranked(upstream{service: s, port: p, policy: r.PolicyFor(p.Number, nil), object: r.Object, facts: f}))
+		for _, sub := range r.Subsets {
+			out = append(out, v.ranked(upstream{service: s, port: p, subset: sub.GetName(), labels: sub.GetLabels(), policy: r.PolicyFor(p.Number, sub), object: r.Object, facts: f}))
 		}
 	}
 	return out
@@ -137,7 +137,7 @@ func (v *view) outboundClusters() Resources {
 	}}
 	traffic.EitherHTTP(r.Clusters[0])
 	inside := map[mesh.NetworkID]bool{}
-	for _, s := range v.snap.Services {
+	for _, s := range v.scope.Services() {
 		for _, u := range v.upstreams(s) {
 			c, a := v.cluster(u)
 			r.Clusters = append(r.Clusters, c)
@@ -257,7 +257,7 @@ func originalDst(name string) *clusterv3.Cluster {
 // the networks, the internal listener that stands for it and the cluster of its gateways.
 func (v *view) remoteGateways(networks map[mesh.NetworkID]bool) (clusters []*clusterv3.Cluster, listeners []*listener) {
 	used := map[mesh.ClusterID]bool{}
-	for _, s := range v.snap.Services {
+	for _, s := range v.scope.Services() {
 		for _, e := range s.Endpoints {
 			if !used[e.Cluster] {
 				p := topologies.Reach(v.snap, v.network, e)

@@ -6,12 +6,14 @@ import (
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
@@ -29,11 +31,20 @@ const (
 type localPort struct {
 	number   uint32 // at the workload
 	protocol mesh.Protocol
+
+	// What a Sidecar may say beside.
+	target *corev3.Address // where the application listens; nil: where the client asked for
+	pool   *networking.ConnectionPoolSettings
+	bind   string // the listener's IP; empty: every address
+	opens  bool   // the proxy opens the port itself
 }
 
 // localPorts returns where this proxy's workload serves, sorted. A port that several services share speaks what the
 // Kubernetes Service says, else the first service by host.
 func (v *view) localPorts() []localPort {
+	if list, ok := v.scope.Ingress(); ok {
+		return v.declaredPorts(list)
+	}
 	type claim struct {
 		localPort
 		rank int
@@ -56,7 +67,7 @@ func (v *view) localPorts() []localPort {
 			if p.Protocol == mesh.UDP {
 				continue
 			}
-			c.localPort = localPort{s.Endpoints[i].PortOf(p), p.Protocol}
+			c.localPort = localPort{number: s.Endpoints[i].PortOf(p), protocol: p.Protocol}
 			old, taken := claims[c.number]
 			if !taken || cmp.Or(cmp.Compare(c.rank, old.rank), cmp.Compare(c.host, old.host)) < 0 {
 				claims[c.number] = c
@@ -73,7 +84,7 @@ func (v *view) localPorts() []localPort {
 func (v *view) isSelf(e *mesh.Endpoint) bool { return v.proxy.Runs(e) }
 
 // inbound returns the clusters of the workload's own ports and the listener for everything captured on its way in.
-func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
+func (v *view) inbound() ([]*clusterv3.Cluster, []*listenerv3.Listener) {
 	auth, local := peerauth.For(v.snap.PeerAuthentications, v.proxy.Namespace, v.proxy.Labels), v.localPorts()
 	clusters := []*clusterv3.Cluster{originalDst(inboundPassthroughCluster)}
 	chains := []*listenerv3.FilterChain{{
@@ -82,27 +93,39 @@ func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
 		Filters:          []*listenerv3.Filter{tcpProxy("BlackHoleCluster", blackHoleCluster)},
 	}}
 	served := map[uint32]bool{inboundPort: true}
+	var opened []*listenerv3.Listener
 	for _, p := range local {
 		if served[p.number] {
 			continue
 		}
 		served[p.number] = true
 		c := originalDst(clusterName("inbound", p.number, "", ""))
-		traffic.HTTP(c, p.protocol, nil)
+		if p.target != nil {
+			c = inboundTo(c.GetName(), p.target)
+		}
+		pool := p.pool
+		if pool == nil {
+			pool = v.scope.Sidecar.GetSpec().GetInboundConnectionPool()
+		}
+		traffic.Apply(c, &networking.TrafficPolicy{ConnectionPool: pool}, false)
+		traffic.HTTP(c, p.protocol, pool.GetHttp())
 		clusters = append(clusters, c)
+		if p.opens {
+			opened = append(opened, v.openInbound(p, c.GetName(), auth.At(p.number)))
+		}
 		chains = append(chains, inboundChains(p, c.GetName(), auth.At(p.number))...)
 	}
 	for _, number := range slices.Sorted(maps.Keys(auth.Ports)) {
 		if !served[number] {
-			chains = append(chains, inboundChains(localPort{number, mesh.TCP}, inboundPassthroughCluster, auth.At(number))...)
+			chains = append(chains, inboundChains(localPort{number: number, protocol: mesh.TCP}, inboundPassthroughCluster, auth.At(number))...)
 		}
 	}
-	chains = append(chains, inboundChains(localPort{0, mesh.TCP}, inboundPassthroughCluster, auth.Mode)...)
+	chains = append(chains, inboundChains(localPort{protocol: mesh.TCP}, inboundPassthroughCluster, auth.Mode)...)
 	var transparent *wrapperspb.BoolValue
 	if v.proxy.Transparent {
 		transparent = wire.Yes()
 	}
-	return clusters, v.anyAddress(&listenerv3.Listener{
+	return clusters, append(opened, v.anyAddress(&listenerv3.Listener{
 		Name:             "virtualInbound",
 		Transparent:      transparent,
 		TrafficDirection: inboundDirection,
@@ -113,7 +136,7 @@ func (v *view) inbound() ([]*clusterv3.Cluster, *listenerv3.Listener) {
 		// A client that sends nothing, or a server that speaks first, is not TLS.
 		ListenerFiltersTimeout: wire.Duration(inspectTimeout), ContinueOnListenerFiltersTimeout: true,
 		FilterChains: chains,
-	}, inboundPort)
+	}, inboundPort))
 }
 
 // inboundChains returns the filter chains of one port; number 0 stands for all ports without chains of their own. Envoy

@@ -14,6 +14,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
@@ -53,7 +54,7 @@ func (v *view) ingress() Resources {
 func (v *view) servers() map[uint32][]server {
 	out := map[uint32][]server{}
 	for _, g := range v.snap.Gateways {
-		if !selects(g.Spec.GetSelector(), v.proxy.Labels) {
+		if !scope.Selects(g.Spec.GetSelector(), v.proxy.Labels) {
 			continue
 		}
 		for i, s := range g.Spec.GetServers() {
@@ -96,7 +97,7 @@ func (v *view) gatewayHosts(servers []server) []*routev3.VirtualHost {
 				redirects[host], routes[host] = true, append(routes[host], nil...)
 			}
 			for _, vs := range v.snap.VirtualServices {
-				if !admits(pattern, s.gateway.Object.Namespace, vs) || !visible(vs.Spec.GetExportTo(), vs.Object.Namespace, v.proxy.Namespace) {
+				if !admits(pattern, s.gateway.Object.Namespace, vs) || !v.scope.SeesRoutes(vs) {
 					continue
 				}
 				for _, h := range vs.Spec.GetHosts() {
@@ -143,9 +144,9 @@ func admits(pattern, owner string, vs *mesh.VirtualService) bool {
 // intersect returns the narrower of two hosts when one covers the other.
 func intersect(a, b string) (string, bool) {
 	switch {
-	case covers(b, a):
+	case scope.Covers(b, a):
 		return a, true
-	case covers(a, b):
+	case scope.Covers(a, b):
 		return b, true
 	}
 	return "", false

@@ -7,6 +7,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
@@ -37,7 +38,7 @@ func (v *view) applies(at site, vs *mesh.VirtualService, m matcher) bool {
 	}
 	port, labels, namespace := m.GetPort(), m.GetSourceLabels(), m.GetSourceNamespace()
 	return bound && (port == 0 || port == at.port) &&
-		selects(labels, v.proxy.Labels) && (namespace == "" || namespace == v.proxy.Namespace)
+		scope.Selects(labels, v.proxy.Labels) && (namespace == "" || namespace == v.proxy.Namespace)
 }
 
 // domains returns how clients write the host of s in requests to the port, seen from the proxy's namespace.

@@ -31,7 +31,7 @@ func (v *view) outbound() ([]*listener, []*routev3.RouteConfiguration) {
 		name := wire.Itoa(port)
 		routes = append(routes, &routev3.RouteConfiguration{
 			Name: name, ValidateClusters: wire.No(),
-			VirtualHosts: append(uniqueDomains(hosts[port]), virtualHost("allow_any", []string{"*"}, []*routev3.Route{passthroughRoute()})),
+			VirtualHosts: append(uniqueDomains(hosts[port]), v.otherHosts()),
 		})
 		listeners = append(listeners, v.anyAddress(&listener{
 			Name: "0.0.0.0_" + name, BindToPort: wire.No(), TrafficDirection: outboundDirection,
@@ -40,7 +40,8 @@ func (v *view) outbound() ([]*listener, []*routev3.RouteConfiguration) {
 			})}}},
 		}, port))
 	}
-	return append(listeners, v.tcpListeners(hosts)...), routes
+	own, ownRoutes := v.ownListeners()
+	return slices.Concat(listeners, v.tcpListeners(hosts), own), append(routes, ownRoutes...)
 }
 
 // virtualOutbound takes everything that leaves; what no other listener is for goes where it was sent to. A connection
@@ -54,9 +55,27 @@ func (v *view) virtualOutbound() *listener {
 			Filters:          []*listenerv3.Filter{tcpProxy(blackHoleCluster, blackHoleCluster)},
 		}},
 		DefaultFilterChain: &listenerv3.FilterChain{
-			Name: "passthrough", Filters: []*listenerv3.Filter{tcpProxy(passthroughCluster, passthroughCluster)},
+			Name: "passthrough", Filters: []*listenerv3.Filter{v.elsewhere()},
 		},
 	}, outboundPort)
+}
+
+// elsewhere takes connections to what no service has: on to where they were sent, or nowhere.
+func (v *view) elsewhere() *listenerv3.Filter {
+	if v.scope.RegistryOnly() {
+		return tcpProxy(blackHoleCluster, blackHoleCluster)
+	}
+	return tcpProxy(passthroughCluster, passthroughCluster)
+}
+
+// otherHosts takes requests for hosts that no service has.
+func (v *view) otherHosts() *routev3.VirtualHost {
+	if v.scope.RegistryOnly() {
+		return virtualHost("block_all", []string{"*"}, []*routev3.Route{{Name: "block_all", Match: httprule.EveryPath(), Action: &routev3.Route_DirectResponse{
+			DirectResponse: &routev3.DirectResponseAction{Status: 502},
+		}}})
+	}
+	return virtualHost("allow_any", []string{"*"}, []*routev3.Route{passthroughRoute()})
 }
 
 func passthroughRoute() *routev3.Route {
@@ -68,9 +87,9 @@ func passthroughRoute() *routev3.Route {
 // virtualHosts returns, for each port that some service speaks HTTP on, one virtual host per service, sorted.
 func (v *view) virtualHosts() map[uint32][]*routev3.VirtualHost {
 	out := map[uint32][]*routev3.VirtualHost{}
-	for _, s := range v.snap.Services {
+	for _, s := range v.scope.Services() {
 		for _, p := range s.Ports {
-			if !p.Protocol.IsHTTP() {
+			if !p.Protocol.IsHTTP() || !v.scope.Serves(s, p.Number) {
 				continue
 			}
 			if p.Number == outboundPort || p.Number == inboundPort {
@@ -80,8 +99,8 @@ func (v *view) virtualHosts() map[uint32][]*routev3.VirtualHost {
 			out[p.Number] = append(out[p.Number], virtualHost(s.Host+":"+wire.Itoa(p.Number), v.domains(s, p.Number), v.routesOf(s, p)))
 		}
 	}
-	for _, host := range slices.Sorted(maps.Keys(v.routing.byHost)) {
-		vs := v.routing.byHost[host]
+	for _, host := range v.scope.RoutedHosts() {
+		vs := v.scope.Routes(host)
 		if host == "*" || v.snap.Service(host) != nil {
 			continue
 		}
@@ -94,12 +113,12 @@ func (v *view) virtualHosts() map[uint32][]*routev3.VirtualHost {
 
 // routesOf are the routes of a service's port: its VirtualService's, or straight to the service where none is for it.
 func (v *view) routesOf(s *mesh.Service, p mesh.Port) []*routev3.Route {
-	if vs := v.routing.virtualService(s.Host); vs != nil {
+	if vs := v.scope.VirtualService(s.Host); vs != nil {
 		if routes := v.httpRoutes(vs, site{meshGateway, p.Number}); len(routes) > 0 {
 			return routes
 		}
 	}
-	return []*routev3.Route{directRoute(clusterName("outbound", p.Number, "", s.Host), v.routing.ruleFor(s).policyFor(p.Number, nil))}
+	return []*routev3.Route{directRoute(clusterName("outbound", p.Number, "", s.Host), v.scope.RuleFor(s).PolicyFor(p.Number, nil))}
 }
 
 // tcpListeners returns one listener for each address and port of services that do not speak HTTP. TLS services without
@@ -108,9 +127,9 @@ func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener 
 	var out []*listener
 	owner := map[string]string{}
 	shared := map[uint32][]*listenerv3.FilterChain{}
-	for _, s := range v.snap.Services {
+	for _, s := range v.scope.Services() {
 		for _, p := range s.Ports {
-			if p.Protocol.IsHTTP() || p.Protocol == mesh.UDP {
+			if p.Protocol.IsHTTP() || p.Protocol == mesh.UDP || !v.scope.Serves(s, p.Number) {
 				continue
 			}
 			chains := v.tcpChains(s, p)
@@ -137,7 +156,7 @@ func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener 
 	for _, port := range slices.Sorted(maps.Keys(shared)) {
 		out = append(out, inspectTLS(v.anyAddress(&listener{
 			Name: "0.0.0.0_" + wire.Itoa(port), BindToPort: wire.No(), TrafficDirection: outboundDirection, FilterChains: shared[port],
-			DefaultFilterChain: &listenerv3.FilterChain{Filters: []*listenerv3.Filter{tcpProxy(passthroughCluster, passthroughCluster)}},
+			DefaultFilterChain: &listenerv3.FilterChain{Filters: []*listenerv3.Filter{v.elsewhere()}},
 		}, port)))
 	}
 	return out
@@ -198,7 +217,7 @@ func (v *view) listenAddresses(s *mesh.Service) []netip.Addr {
 // tcpChains are the chains of one TCP or TLS port: one for each server name a VirtualService routes, and one for the rest.
 func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain {
 	rest := tcpProxy(clusterName("outbound", p.Number, "", s.Host), clusterName("outbound", p.Number, "", s.Host))
-	vs := v.routing.virtualService(s.Host)
+	vs := v.scope.VirtualService(s.Host)
 	if vs == nil {
 		return []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{rest}}}
 	}

@@ -16,7 +16,7 @@ import (
 // and, without certificate providers, no TLS.
 func (v *view) proxyless() Resources {
 	var r Resources
-	for _, s := range v.snap.Services {
+	for _, s := range v.scope.Services() {
 		if s.Resolution != mesh.Static {
 			continue
 		}

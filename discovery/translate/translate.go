@@ -17,6 +17,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
@@ -38,9 +39,6 @@ const (
 
 // meshGateway is the gateway name that stands for all sidecars in a VirtualService.
 const meshGateway = "mesh"
-
-// rootNamespace holds the objects that apply to the whole mesh.
-const rootNamespace = "istio-system"
 
 // Translate returns what p is served for snap, and what was left out and why. A Router that is an east-west gateway
 // gets nothing here.
@@ -69,7 +67,7 @@ func (v *view) sidecar() Resources {
 	clusters, inbound := v.inbound()
 	r.Clusters = append(r.Clusters, clusters...)
 	listeners, routes := v.outbound()
-	r.Listeners = append(append(r.Listeners, listeners...), inbound)
+	r.Listeners = append(append(r.Listeners, listeners...), inbound...)
 	r.Routes = routes
 	return r
 }
@@ -80,7 +78,7 @@ type view struct {
 	proxy    *mesh.Proxy
 	network  mesh.NetworkID
 	ipv6     bool
-	routing  *routing
+	scope    *scope.Scope
 	taken    map[netip.Addr]bool // cluster addresses of the proxy's own cluster, once asked for
 	mtlsOff  bool                // some PeerAuthentication turns mutual TLS off
 	problems *problems
@@ -93,17 +91,12 @@ func newView(snap *mesh.Snapshot, p *mesh.Proxy) *view {
 		v.ipv6 = v.ipv6 || a.Is6() && !a.Is4In6()
 	}
 	v.mtlsOff = peerauth.TurnsOff(snap.PeerAuthentications)
-	v.routing = newRouting(snap, p, v.problems)
+	v.scope = scope.For(snap, p, func(o mesh.ObjectRef, field, message string) { v.problems.add(o, field, reasonHostConflict, message) })
 	return v
 }
 
 // meshConfig is nil where Istio's defaults hold.
-func (v *view) meshConfig() *meshconfig.MeshConfig {
-	if v.snap.MeshConfig == nil {
-		return nil
-	}
-	return v.snap.MeshConfig.Spec
-}
+func (v *view) meshConfig() *meshconfig.MeshConfig { return v.snap.MeshConfig.GetSpec() }
 
 // problems collects what was left out; the same problem met twice counts once.
 type problems struct{ list []mesh.Problem }
@@ -129,11 +122,13 @@ const (
 	reasonNoAddress     = "NoAddress"
 	reasonServerName    = "InvalidServerName"
 	reasonNoGateway     = "NoGateway"
+	reasonNotVisible    = "NotExported"
 )
 
 var remedies = map[string]string{
 	reasonUnknownHost:   "create the Service or ServiceEntry, or correct the host; until then such requests get 503",
 	reasonUnknownSubset: "add the subset to the DestinationRule of that host; until then such requests get 503",
+	reasonNotVisible:    "add the namespace to its exportTo, or the host to the egress of the Sidecar; until then such requests get 503",
 	reasonUnknownPort:   "name a port of the service; until then such requests get 503",
 	reasonHostConflict:  "merge the objects into one, only the first by namespace and name is used",
 	reasonPortConflict:  "give one of the services another port or an address of its own",

@@ -15,7 +15,7 @@ import (
 // anything else differs, or when services came or went.
 func Changed(old, snap *mesh.Snapshot) (pairs [][2]*mesh.Service, ok bool) {
 	if old == nil || len(old.Services) != len(snap.Services) || old.Local != snap.Local || !slices.Equal(old.Clusters, snap.Clusters) ||
-		!slices.Equal(old.VirtualServices, snap.VirtualServices) || !slices.Equal(old.DestinationRules, snap.DestinationRules) ||
+		!slices.Equal(old.VirtualServices, snap.VirtualServices) || !slices.Equal(old.DestinationRules, snap.DestinationRules) || !slices.Equal(old.Sidecars, snap.Sidecars) ||
 		!slices.Equal(old.Networks, snap.Networks) || old.MeshConfig != snap.MeshConfig || !slices.Equal(old.Gateways, snap.Gateways) || !slices.Equal(old.PeerAuthentications, snap.PeerAuthentications) {
 		return nil, false
 	}
@@ -41,6 +41,9 @@ func Endpoints(old, snap *mesh.Snapshot, p *mesh.Proxy, pairs [][2]*mesh.Service
 	before, v := newView(old, p), newView(snap, p)
 	for _, pair := range pairs {
 		was, s := pair[0], pair[1]
+		if !before.scope.Sees(was) && !v.scope.Sees(s) {
+			continue
+		}
 		if !sameShape(was, s) || slices.ContainsFunc(was.Endpoints, v.isSelf) || slices.ContainsFunc(s.Endpoints, v.isSelf) {
 			return nil, false
 		}
@@ -72,7 +75,7 @@ func (f facts) equal(o facts) bool {
 func sameShape(a, b *mesh.Service) bool {
 	return a.Resolution == mesh.Static && b.Resolution == mesh.Static && !a.Headless && !b.Headless &&
 		a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.External == b.External && a.Global == b.Global &&
-		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) &&
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.VisibleTo, b.VisibleTo) &&
 		maps.EqualFunc(a.ClusterVIPs, b.ClusterVIPs, slices.Equal[[]netip.Addr])
 }
 
@@ -95,8 +98,8 @@ func Own(snap *mesh.Snapshot, p *mesh.Proxy, services []*mesh.Service) Resources
 	trimmed.Services = services
 	v := newView(&trimmed, p)
 	clusters, inbound := v.inbound()
-	r := Resources{Clusters: clusters, Listeners: []*listener{inbound}}
-	for _, s := range services {
+	r := Resources{Clusters: clusters, Listeners: inbound}
+	for _, s := range v.scope.Services() {
 		for _, u := range v.upstreams(s) {
 			if !u.byAddress() && s.Resolution != mesh.DNS {
 				r.Endpoints = append(r.Endpoints, v.assignment(u, false))

@@ -42,7 +42,7 @@ var rules = []rule{
 	},
 	{
 		pkgs: []string{"discovery/explain", "eastwest/gateway"}, pure: true,
-		ours: join(base, "topologies", "eastwest/sni"), others: join(envoyTypes, istioTypes...),
+		ours: join(base, "discovery/translate/scope", "topologies", "eastwest/sni"), others: join(envoyTypes, istioTypes...),
 	},
 	{pkgs: []string{"eastwest/sni"}, ours: base, pure: true},
 	{pkgs: []string{"topologies/..."}, ours: base, others: []string{"sigs.k8s.io/yaml", "go.yaml.in/yaml/..."}, pure: true},

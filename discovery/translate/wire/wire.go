@@ -78,6 +78,11 @@ func Socket(address string, port uint32) *corev3.Address {
 	}}}
 }
 
+// Pipe is a unix socket; a path that begins with "@" is in Linux' abstract namespace.
+func Pipe(path string) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
+}
+
 // Internal is an address at an internal listener; endpoint keeps hosts apart that share the listener.
 func Internal(listener, endpoint string) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
