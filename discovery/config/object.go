@@ -134,10 +134,10 @@ func kinds(group string) (decoded, ignored, unsupported []string) {
 	case "discovery.k8s.io":
 		return []string{"EndpointSlice"}, nil, nil
 	case "networking.istio.io":
-		return []string{"ServiceEntry", "WorkloadEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar"}, nil,
-			[]string{"EnvoyFilter", "ProxyConfig", "WorkloadGroup"}
+		return []string{"ServiceEntry", "WorkloadEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar", "EnvoyFilter"}, nil,
+			[]string{"ProxyConfig", "WorkloadGroup"}
 	case "security.istio.io":
-		return []string{"PeerAuthentication"}, nil, []string{"AuthorizationPolicy", "RequestAuthentication"}
+		return []string{"PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"}, nil, nil
 	case "multicluster.x-k8s.io":
 		return []string{"ServiceExport"}, []string{"ServiceImport"}, nil
 	case "gateway.networking.k8s.io", "telemetry.istio.io", "extensions.istio.io":
@@ -196,6 +196,12 @@ func (o *object) decode() {
 		o.sidecar()
 	case "PeerAuthentication":
 		o.peerAuthentication()
+	case "AuthorizationPolicy":
+		o.authorizationPolicy()
+	case "RequestAuthentication":
+		o.requestAuthentication()
+	case "EnvoyFilter":
+		o.envoyFilter()
 	case "ServiceExport":
 		o.serviceExport()
 	}
@@ -209,8 +215,6 @@ func (o *object) known() bool {
 	case slices.Contains(decoded, kind):
 		return true
 	case slices.Contains(ignored, kind):
-	case kind == "EnvoyFilter" && o.group == "networking.istio.io" && o.rewritesGlobal():
-		o.note("kind", ReasonSatisfied, "what the filter asks for is done without it: gateways know services by their .global names, too", "remove it when no Istio reads it any more")
 	case slices.Contains(unsupported, kind), o.group == "gateway.networking.k8s.io", o.group == "telemetry.istio.io", o.group == "extensions.istio.io":
 		o.unhonoured()
 	case handled(o.group):

@@ -6,6 +6,7 @@ import (
 
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1"
+	envoyfilter "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1"
 )
 
@@ -123,6 +124,27 @@ type PeerAuthentication struct {
 	Spec   *security.PeerAuthentication
 }
 
+// AuthorizationPolicy is an Istio AuthorizationPolicy. DryRun: it is evaluated and counted, and decides nothing
+// (annotation istio.io/dry-run).
+type AuthorizationPolicy struct {
+	Object ObjectRef
+	DryRun bool
+	Spec   *security.AuthorizationPolicy // never nil; without rules it allows nothing
+}
+
+// RequestAuthentication is an Istio RequestAuthentication.
+type RequestAuthentication struct {
+	Object ObjectRef
+	Spec   *security.RequestAuthentication
+}
+
+// EnvoyFilter is an Istio EnvoyFilter. Created orders filters of one priority; zero when unknown.
+type EnvoyFilter struct {
+	Object  ObjectRef
+	Created time.Time
+	Spec    *envoyfilter.EnvoyFilter
+}
+
 // Import is what one peer exports under one name, as its records say.
 type Import struct {
 	Cluster   ClusterID
@@ -147,9 +169,14 @@ type Input struct {
 	Sidecars            []*SidecarConfig
 	Gateways            []*Gateway
 	PeerAuthentications []*PeerAuthentication
-	Networks            []*Network    // of one ID several may be reported: their parts add up
-	MeshConfigs         []*MeshConfig // one at most in a mesh; the first by Object counts, others are Problems
-	Problems            []Problem
+
+	AuthorizationPolicies  []*AuthorizationPolicy
+	RequestAuthentications []*RequestAuthentication
+	EnvoyFilters           []*EnvoyFilter
+
+	Networks    []*Network    // of one ID several may be reported: their parts add up
+	MeshConfigs []*MeshConfig // one at most in a mesh; the first by Object counts, others are Problems
+	Problems    []Problem
 }
 
 // Sink takes what a source knows. Its methods hand over and return; they never block and never call back.

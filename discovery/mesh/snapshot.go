@@ -19,11 +19,16 @@ type Snapshot struct {
 	Sidecars            []*SidecarConfig
 	Gateways            []*Gateway
 	PeerAuthentications []*PeerAuthentication
-	Networks            []*Network  // sorted by ID, one each, gateways sorted and without repeats
-	MeshConfig          *MeshConfig // nil: Istio's defaults
-	Exports             []*Export   // ServiceExports of the local cluster, sorted by namespace and name
-	Imports             []*Import   // sorted by namespace, name, cluster: what each peer exports to us
-	Problems            []Problem   // sorted by object
+
+	AuthorizationPolicies  []*AuthorizationPolicy // these three sorted by namespace and name
+	RequestAuthentications []*RequestAuthentication
+	EnvoyFilters           []*EnvoyFilter
+
+	Networks   []*Network  // sorted by ID, one each, gateways sorted and without repeats
+	MeshConfig *MeshConfig // nil: Istio's defaults
+	Exports    []*Export   // ServiceExports of the local cluster, sorted by namespace and name
+	Imports    []*Import   // sorted by namespace, name, cluster: what each peer exports to us
+	Problems   []Problem   // sorted by object
 }
 
 // Service returns the service with exactly that host, or nil.

@@ -132,6 +132,9 @@ func (d *draft) collect(inputs []mesh.Input) {
 		d.Sidecars = append(d.Sidecars, keep(in.Sidecars, func(x *mesh.SidecarConfig) bool { return first(x.Object) })...)
 		d.Gateways = append(d.Gateways, keep(in.Gateways, func(x *mesh.Gateway) bool { return first(x.Object) })...)
 		d.PeerAuthentications = append(d.PeerAuthentications, keep(in.PeerAuthentications, func(x *mesh.PeerAuthentication) bool { return first(x.Object) })...)
+		d.AuthorizationPolicies = append(d.AuthorizationPolicies, keep(in.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) bool { return first(x.Object) })...)
+		d.RequestAuthentications = append(d.RequestAuthentications, keep(in.RequestAuthentications, func(x *mesh.RequestAuthentication) bool { return first(x.Object) })...)
+		d.EnvoyFilters = append(d.EnvoyFilters, keep(in.EnvoyFilters, func(x *mesh.EnvoyFilter) bool { return first(x.Object) })...)
 		d.Imports = append(d.Imports, in.Imports...)
 	}
 	if d.managed() {
@@ -146,6 +149,9 @@ func (d *draft) collect(inputs []mesh.Input) {
 	byObject(d.Sidecars, func(x *mesh.SidecarConfig) *mesh.ObjectRef { return &x.Object })
 	byObject(d.Gateways, func(x *mesh.Gateway) *mesh.ObjectRef { return &x.Object })
 	byObject(d.PeerAuthentications, func(x *mesh.PeerAuthentication) *mesh.ObjectRef { return &x.Object })
+	byObject(d.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) *mesh.ObjectRef { return &x.Object })
+	byObject(d.RequestAuthentications, func(x *mesh.RequestAuthentication) *mesh.ObjectRef { return &x.Object })
+	byObject(d.EnvoyFilters, func(x *mesh.EnvoyFilter) *mesh.ObjectRef { return &x.Object })
 	slices.SortFunc(d.Imports, func(a, b *mesh.Import) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), cmp.Compare(a.Cluster, b.Cluster))
 	})

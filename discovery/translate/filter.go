@@ -49,16 +49,17 @@ func tcpFilter(t *tcpproxyv3.TcpProxy) *listenerv3.Filter {
 	return networkFilter("envoy.filters.network.tcp_proxy", wire.Pack(t))
 }
 
-// connectionManager fills in what all HTTP listeners have in common.
-func connectionManager(m *hcmv3.HttpConnectionManager) *listenerv3.Filter {
+// connectionManager fills in what all HTTP listeners have in common. guards see requests before they are routed, and
+// after CORS, which answers a browser's question without a token.
+func connectionManager(m *hcmv3.HttpConnectionManager, guards ...*hcmv3.HttpFilter) *listenerv3.Filter {
 	m.StreamIdleTimeout = wire.Duration(0)
 	m.NormalizePath = wire.Yes()
 	m.UpgradeConfigs = []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}}
-	m.HttpFilters = []*hcmv3.HttpFilter{
-		httpFilter(httprule.CorsFilter, wire.Pack(&corsv3.Cors{})),
+	m.HttpFilters = append([]*hcmv3.HttpFilter{httpFilter(httprule.CorsFilter, wire.Pack(&corsv3.Cors{}))}, guards...)
+	m.HttpFilters = append(m.HttpFilters,
 		httpFilter(httprule.FaultFilter, wire.Pack(&faultv3.HTTPFault{})),
 		httpFilter(routerFilter, wire.Pack(&routerv3.Router{})),
-	}
+	)
 	return networkFilter("envoy.filters.network.http_connection_manager", wire.Pack(m))
 }
 

@@ -86,7 +86,8 @@ func (v *view) isSelf(e *mesh.Endpoint) bool { return v.proxy.Runs(e) }
 // inbound returns the clusters of the workload's own ports and the listener for everything captured on its way in.
 func (v *view) inbound() ([]*clusterv3.Cluster, []*listenerv3.Listener) {
 	auth, local := peerauth.For(v.snap.PeerAuthentications, v.proxy.Namespace, v.proxy.Labels), v.localPorts()
-	clusters := []*clusterv3.Cluster{originalDst(inboundPassthroughCluster)}
+	g := v.guard()
+	clusters := append([]*clusterv3.Cluster{originalDst(inboundPassthroughCluster)}, g.clusters...)
 	chains := []*listenerv3.FilterChain{{
 		Name:             "loop",
 		FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: wire.U32(inboundPort)},
@@ -111,16 +112,16 @@ func (v *view) inbound() ([]*clusterv3.Cluster, []*listenerv3.Listener) {
 		traffic.HTTP(c, p.protocol, pool.GetHttp())
 		clusters = append(clusters, c)
 		if p.opens {
-			opened = append(opened, v.openInbound(p, c.GetName(), auth.At(p.number)))
+			opened = append(opened, v.openInbound(g, p, c.GetName(), auth.At(p.number)))
 		}
-		chains = append(chains, inboundChains(p, c.GetName(), auth.At(p.number))...)
+		chains = append(chains, g.inboundChains(p, c.GetName(), auth.At(p.number))...)
 	}
 	for _, number := range slices.Sorted(maps.Keys(auth.Ports)) {
 		if !served[number] {
-			chains = append(chains, inboundChains(localPort{number: number, protocol: mesh.TCP}, inboundPassthroughCluster, auth.At(number))...)
+			chains = append(chains, g.inboundChains(localPort{number: number, protocol: mesh.TCP}, inboundPassthroughCluster, auth.At(number))...)
 		}
 	}
-	chains = append(chains, inboundChains(localPort{protocol: mesh.TCP}, inboundPassthroughCluster, auth.Mode)...)
+	chains = append(chains, g.inboundChains(localPort{protocol: mesh.TCP}, inboundPassthroughCluster, auth.Mode)...)
 	var transparent *wrapperspb.BoolValue
 	if v.proxy.Transparent {
 		transparent = wire.Yes()
@@ -141,7 +142,7 @@ func (v *view) inbound() ([]*clusterv3.Cluster, []*listenerv3.Listener) {
 
 // inboundChains returns the filter chains of one port; number 0 stands for all ports without chains of their own. Envoy
 // does not look back once the port and the transport match, so every pair that is to be taken has its own chain.
-func inboundChains(p localPort, cluster string, mode peerauth.Mode) []*listenerv3.FilterChain {
+func (g guard) inboundChains(p localPort, cluster string, mode peerauth.Mode) []*listenerv3.FilterChain {
 	chain := func(kind, transport string, alpn []string, filters ...*listenerv3.Filter) *listenerv3.FilterChain {
 		m := &listenerv3.FilterChainMatch{TransportProtocol: transport, ApplicationProtocols: alpn}
 		if p.number != 0 {
@@ -149,25 +150,26 @@ func inboundChains(p localPort, cluster string, mode peerauth.Mode) []*listenerv
 		}
 		return &listenerv3.FilterChain{Name: wire.Itoa(p.number) + "|" + kind, FilterChainMatch: m, Filters: filters}
 	}
-	filter := tcpProxy(cluster, cluster)
+	opaque := g.before(tcpProxy(cluster, cluster))
+	filters := opaque
 	if p.protocol.IsHTTP() {
-		filter = inboundHTTP(p, cluster)
+		filters = []*listenerv3.Filter{g.inboundHTTP(p, cluster)}
 	}
 	var out []*listenerv3.FilterChain
 	if mode != peerauth.Disable {
-		c := chain("mtls", "tls", meshALPN(), filter)
+		c := chain("mtls", "tls", meshALPN(), filters...)
 		c.TransportSocket = inboundTLS()
 		out = append(out, c)
 	}
 	if mode != peerauth.Strict {
 		out = append(out,
-			chain("plaintext", "raw_buffer", nil, filter),
-			chain("app-tls", "tls", nil, tcpProxy(cluster, cluster)))
+			chain("plaintext", "raw_buffer", nil, filters...),
+			chain("app-tls", "tls", nil, opaque...))
 	}
 	return out
 }
 
-func inboundHTTP(p localPort, cluster string) *listenerv3.Filter {
+func (g guard) inboundHTTP(p localPort, cluster string) *listenerv3.Filter {
 	return connectionManager(&hcmv3.HttpConnectionManager{
 		StatPrefix: "inbound_" + wire.Itoa(p.number),
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
@@ -184,7 +186,7 @@ func inboundHTTP(p localPort, cluster string) *listenerv3.Filter {
 		SetCurrentClientCertDetails: &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{
 			Uri: true,
 		},
-	})
+	}, g.http...)
 }
 
 func tlsInspector() *listenerv3.ListenerFilter {

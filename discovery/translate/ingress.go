@@ -34,7 +34,8 @@ func (v *view) ingress() Resources {
 	if s := TrustBundle(v.snap); s != nil {
 		r.Secrets = append(r.Secrets, s)
 	}
-	servers := v.servers()
+	g, servers := v.guard(), v.servers()
+	r.Clusters = append(r.Clusters, g.clusters...)
 	for _, port := range slices.Sorted(maps.Keys(servers)) {
 		name := "http." + wire.Itoa(port)
 		bind := v.snap.BindPort(v.proxy, port)
@@ -44,7 +45,7 @@ func (v *view) ingress() Resources {
 			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{connectionManager(&hcmv3.HttpConnectionManager{
 				StatPrefix: "outbound_0.0.0.0_" + wire.Itoa(bind), RouteSpecifier: rds(name), UseRemoteAddress: wire.Yes(),
 				ForwardClientCertDetails: hcmv3.HttpConnectionManager_SANITIZE,
-			})}}},
+			}, g.http...)}}},
 		}, bind))
 	}
 	return r

@@ -130,9 +130,9 @@ func inboundTo(name string, target *corev3.Address) *clusterv3.Cluster {
 }
 
 // openInbound is the listener of a port that nothing is captured for.
-func (v *view) openInbound(p localPort, cluster string, mode peerauth.Mode) *listener {
+func (v *view) openInbound(g guard, p localPort, cluster string, mode peerauth.Mode) *listener {
 	l := &listener{
-		Name: "inbound_" + wire.Itoa(p.number), TrafficDirection: inboundDirection, FilterChains: inboundChains(p, cluster, mode),
+		Name: "inbound_" + wire.Itoa(p.number), TrafficDirection: inboundDirection, FilterChains: g.inboundChains(p, cluster, mode),
 		ListenerFilters: []*listenerv3.ListenerFilter{tlsInspector()}, ListenerFiltersTimeout: wire.Duration(inspectTimeout), ContinueOnListenerFiltersTimeout: true,
 	}
 	if p.bind == "" {

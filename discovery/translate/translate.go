@@ -75,6 +75,7 @@ func (v *view) sidecar() Resources {
 // view is what the translation of one proxy reads. Only problems grows while it works.
 type view struct {
 	snap     *mesh.Snapshot
+	full     *mesh.Snapshot // snap, or the one that it is a part of
 	proxy    *mesh.Proxy
 	network  mesh.NetworkID
 	ipv6     bool
@@ -86,7 +87,7 @@ type view struct {
 
 func newView(snap *mesh.Snapshot, p *mesh.Proxy) *view {
 	p = topologies.Place(snap, p)
-	v := &view{snap: snap, proxy: p, network: p.Network, problems: &problems{}}
+	v := &view{snap: snap, full: snap, proxy: p, network: p.Network, problems: &problems{}}
 	for _, a := range p.Addresses {
 		v.ipv6 = v.ipv6 || a.Is6() && !a.Is4In6()
 	}

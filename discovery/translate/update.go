@@ -16,7 +16,9 @@ import (
 func Changed(old, snap *mesh.Snapshot) (pairs [][2]*mesh.Service, ok bool) {
 	if old == nil || len(old.Services) != len(snap.Services) || old.Local != snap.Local || !slices.Equal(old.Clusters, snap.Clusters) ||
 		!slices.Equal(old.VirtualServices, snap.VirtualServices) || !slices.Equal(old.DestinationRules, snap.DestinationRules) || !slices.Equal(old.Sidecars, snap.Sidecars) ||
-		!slices.Equal(old.Networks, snap.Networks) || old.MeshConfig != snap.MeshConfig || !slices.Equal(old.Gateways, snap.Gateways) || !slices.Equal(old.PeerAuthentications, snap.PeerAuthentications) {
+		!slices.Equal(old.Networks, snap.Networks) || old.MeshConfig != snap.MeshConfig || !slices.Equal(old.Gateways, snap.Gateways) || !slices.Equal(old.PeerAuthentications, snap.PeerAuthentications) ||
+		!slices.Equal(old.AuthorizationPolicies, snap.AuthorizationPolicies) || !slices.Equal(old.RequestAuthentications, snap.RequestAuthentications) ||
+		!slices.Equal(old.EnvoyFilters, snap.EnvoyFilters) {
 		return nil, false
 	}
 	for i, s := range snap.Services {
@@ -97,6 +99,7 @@ func Own(snap *mesh.Snapshot, p *mesh.Proxy, services []*mesh.Service) Resources
 	trimmed := *snap
 	trimmed.Services = services
 	v := newView(&trimmed, p)
+	v.full = snap
 	clusters, inbound := v.inbound()
 	r := Resources{Clusters: clusters, Listeners: inbound}
 	for _, s := range v.scope.Services() {

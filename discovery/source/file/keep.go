@@ -33,6 +33,9 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 	now.DestinationRules = keep(k, now.DestinationRules, before.DestinationRules, func(x *mesh.DestinationRule) mesh.ObjectRef { return x.Object })
 	now.Gateways = keep(k, now.Gateways, before.Gateways, func(x *mesh.Gateway) mesh.ObjectRef { return x.Object })
 	now.PeerAuthentications = keep(k, now.PeerAuthentications, before.PeerAuthentications, func(x *mesh.PeerAuthentication) mesh.ObjectRef { return x.Object })
+	now.AuthorizationPolicies = keep(k, now.AuthorizationPolicies, before.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) mesh.ObjectRef { return x.Object })
+	now.RequestAuthentications = keep(k, now.RequestAuthentications, before.RequestAuthentications, func(x *mesh.RequestAuthentication) mesh.ObjectRef { return x.Object })
+	now.EnvoyFilters = keep(k, now.EnvoyFilters, before.EnvoyFilters, func(x *mesh.EnvoyFilter) mesh.ObjectRef { return x.Object })
 	// Of one ConfigMap the two keys stand for themselves.
 	k.have = map[identity]bool{}
 	now.MeshConfigs = keep(k, now.MeshConfigs, before.MeshConfigs, func(x *mesh.MeshConfig) mesh.ObjectRef { return x.Object })
@@ -83,6 +86,9 @@ func clone(in mesh.Input) mesh.Input {
 	in.DestinationRules = slices.Clone(in.DestinationRules)
 	in.Gateways = slices.Clone(in.Gateways)
 	in.PeerAuthentications = slices.Clone(in.PeerAuthentications)
+	in.AuthorizationPolicies = slices.Clone(in.AuthorizationPolicies)
+	in.RequestAuthentications = slices.Clone(in.RequestAuthentications)
+	in.EnvoyFilters = slices.Clone(in.EnvoyFilters)
 	in.MeshConfigs = slices.Clone(in.MeshConfigs)
 	in.Networks = slices.Clone(in.Networks)
 	return in

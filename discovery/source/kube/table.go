@@ -222,7 +222,8 @@ func (t *table) decode(e *entry) (in mesh.Input, problems []mesh.Problem, told b
 
 func empty(in mesh.Input) bool {
 	return len(in.Services)+len(in.Workloads)+len(in.Slices)+len(in.Exports)+len(in.VirtualServices)+len(in.DestinationRules)+
-		len(in.Gateways)+len(in.PeerAuthentications)+len(in.Networks)+len(in.MeshConfigs) == 0
+		len(in.Gateways)+len(in.PeerAuthentications)+len(in.AuthorizationPolicies)+len(in.RequestAuthentications)+len(in.EnvoyFilters)+
+		len(in.Networks)+len(in.MeshConfigs) == 0
 }
 
 // clone copies the lists, for the sink owns those it is given; what they point to is never written.
@@ -235,6 +236,9 @@ func clone(in mesh.Input) mesh.Input {
 	in.DestinationRules = append([]*mesh.DestinationRule(nil), in.DestinationRules...)
 	in.Gateways = append([]*mesh.Gateway(nil), in.Gateways...)
 	in.PeerAuthentications = append([]*mesh.PeerAuthentication(nil), in.PeerAuthentications...)
+	in.AuthorizationPolicies = append([]*mesh.AuthorizationPolicy(nil), in.AuthorizationPolicies...)
+	in.RequestAuthentications = append([]*mesh.RequestAuthentication(nil), in.RequestAuthentications...)
+	in.EnvoyFilters = append([]*mesh.EnvoyFilter(nil), in.EnvoyFilters...)
 	in.Networks = append([]*mesh.Network(nil), in.Networks...)
 	in.MeshConfigs = append([]*mesh.MeshConfig(nil), in.MeshConfigs...)
 	return in

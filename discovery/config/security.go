@@ -1,0 +1,291 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	security "istio.io/api/security/v1"
+	typev1beta1 "istio.io/api/type/v1beta1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+// dryRunAnnotation makes a policy one that decides nothing.
+const dryRunAnnotation = "istio.io/dry-run"
+
+func (o *object) authorizationPolicy() {
+	spec := &security.AuthorizationPolicy{}
+	if o.emptySpec() { // it allows nothing
+		var e envelope
+		if !o.into(&e) {
+			return
+		}
+		o.meta = e.ObjectMeta
+	} else if _, ok := o.spec(spec); !ok {
+		return
+	}
+	o.checkAuthorization(spec)
+	dry := false
+	switch v := o.meta.Annotations[dryRunAnnotation]; v {
+	case "", "false":
+	case "true":
+		dry = true
+		if a := spec.GetAction(); a != security.AuthorizationPolicy_ALLOW && a != security.AuthorizationPolicy_DENY {
+			o.reject("metadata.annotations["+dryRunAnnotation+"]", ReasonUnsupported, fmt.Sprintf("a policy with action %s cannot be tried", a), "remove the annotation, or use action ALLOW or DENY")
+		}
+	default:
+		o.invalid("metadata.annotations["+dryRunAnnotation+"]", show(v)+" is neither true nor false", "write \"true\" to try the policy without effect")
+	}
+	if !o.failed {
+		o.d.in.AuthorizationPolicies = append(o.d.in.AuthorizationPolicies, &mesh.AuthorizationPolicy{Object: o.ref, DryRun: dry, Spec: spec})
+	}
+}
+
+func (o *object) requestAuthentication() {
+	spec := &security.RequestAuthentication{}
+	if _, ok := o.spec(spec); !ok {
+		return
+	}
+	o.checkRequests(spec)
+	if !o.failed {
+		o.d.in.RequestAuthentications = append(o.d.in.RequestAuthentications, &mesh.RequestAuthentication{Object: o.ref, Spec: spec})
+	}
+}
+
+// checkTargets refuses what a policy cannot be attached to here: waypoints do not exist.
+func (o *object) checkTargets(single *typev1beta1.PolicyTargetReference, list []*typev1beta1.PolicyTargetReference) {
+	at := func(i int) string { return fmt.Sprintf("spec.targetRefs[%d]", i) }
+	if single != nil {
+		list, at = append([]*typev1beta1.PolicyTargetReference{single}, list...), func(int) string { return "spec.targetRef" }
+	}
+	for i, r := range list {
+		switch {
+		case r.GetName() == "":
+			o.reject(at(i)+".name", ReasonMissing, "the name is missing", "name a Gateway")
+		case r.GetKind() != "Gateway" || r.GetGroup() != "gateway.networking.k8s.io":
+			o.reject(at(i)+".kind", ReasonUnsupported, show(r.GetKind())+" of group "+show(r.GetGroup())+" is not a target: there are no waypoints", "name a Gateway of gateway.networking.k8s.io, or select workloads by label")
+		case r.GetNamespace() != "" && r.GetNamespace() != o.ref.Namespace:
+			o.reject(at(i)+".namespace", ReasonUnsupported, "a policy has effect in its own namespace only", "write the policy in namespace "+show(r.GetNamespace()))
+		}
+	}
+}
+
+func (o *object) checkAuthorization(p *security.AuthorizationPolicy) {
+	if p.GetSelector() != nil && len(p.GetTargetRefs()) > 0 {
+		o.reject("spec.targetRefs", ReasonConflict, "stands beside a selector", "keep one of the two")
+	}
+	o.checkTargets(p.GetTargetRef(), p.GetTargetRefs())
+	switch custom := p.GetAction() == security.AuthorizationPolicy_CUSTOM; {
+	case custom && p.GetProvider().GetName() == "":
+		o.reject("spec.provider.name", ReasonMissing, "action CUSTOM needs a provider", "name one of meshConfig.extensionProviders")
+	case !custom && p.GetProvider() != nil:
+		o.reject("spec.provider", ReasonConflict, "only action CUSTOM has a provider", "remove it, or set action: CUSTOM")
+	}
+	if p.GetAction() != security.AuthorizationPolicy_ALLOW && len(p.GetRules()) == 0 {
+		o.reject("spec.rules", ReasonMissing, fmt.Sprintf("action %s without rules matches nothing", p.GetAction()), "write a rule; {} matches everything")
+	}
+	for i, r := range p.GetRules() {
+		at := fmt.Sprintf("spec.rules[%d]", i)
+		for j, f := range r.GetFrom() {
+			o.checkSource(fmt.Sprintf("%s.from[%d].source", at, j), f.GetSource())
+		}
+		for j, t := range r.GetTo() {
+			o.checkOperation(fmt.Sprintf("%s.to[%d].operation", at, j), t.GetOperation())
+		}
+		for j, c := range r.GetWhen() {
+			o.checkCondition(fmt.Sprintf("%s.when[%d]", at, j), c)
+		}
+	}
+}
+
+func (o *object) checkSource(at string, s *security.Source) {
+	lists := map[string][]string{
+		"principals": s.GetPrincipals(), "notPrincipals": s.GetNotPrincipals(), "requestPrincipals": s.GetRequestPrincipals(), "notRequestPrincipals": s.GetNotRequestPrincipals(),
+		"namespaces": s.GetNamespaces(), "notNamespaces": s.GetNotNamespaces(), "ipBlocks": s.GetIpBlocks(), "notIpBlocks": s.GetNotIpBlocks(),
+		"remoteIpBlocks": s.GetRemoteIpBlocks(), "notRemoteIpBlocks": s.GetNotRemoteIpBlocks(), "serviceAccounts": s.GetServiceAccounts(), "notServiceAccounts": s.GetNotServiceAccounts(),
+		"trustDomains": s.GetTrustDomains(), "notTrustDomains": s.GetNotTrustDomains(),
+	}
+	o.checkLists(at, lists)
+	for _, name := range []string{"ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks"} {
+		for i, b := range lists[name] {
+			o.checkBlock(fmt.Sprintf("%s.%s[%d]", at, name, i), b)
+		}
+	}
+	for _, name := range []string{"serviceAccounts", "notServiceAccounts"} {
+		for i, a := range lists[name] {
+			if strings.Contains(a, "*") || strings.Count(a, "/") > 1 {
+				o.invalid(fmt.Sprintf("%s.%s[%d]", at, name, i), show(a)+" is not a service account", "write NAMESPACE/NAME or NAME, without wildcards")
+			}
+		}
+	}
+	if len(lists["serviceAccounts"])+len(lists["notServiceAccounts"]) > 0 && len(lists["principals"])+len(lists["notPrincipals"])+len(lists["namespaces"])+len(lists["notNamespaces"]) > 0 {
+		o.reject(at+".serviceAccounts", ReasonConflict, "stands beside principals or namespaces", "keep one of them")
+	}
+}
+
+// checkLists refuses a clause that says nothing, and empty values in one that does.
+func (o *object) checkLists(at string, lists map[string][]string) {
+	said := false
+	for _, name := range slices.Sorted(maps.Keys(lists)) {
+		for i, v := range lists[name] {
+			if said = true; strings.TrimSpace(v) == "" {
+				o.invalid(fmt.Sprintf("%s.%s[%d]", at, name, i), "the value is empty", "write a value, or remove it")
+			}
+		}
+	}
+	if !said {
+		o.reject(at, ReasonMissing, "matches nothing in particular", "write a condition, or remove the clause to match everything")
+	}
+}
+
+func (o *object) checkBlock(field, block string) {
+	if _, err := netip.ParsePrefix(block); err == nil {
+		return
+	}
+	if _, err := netip.ParseAddr(block); err != nil {
+		o.invalid(field, show(block)+" is not an address or a range of addresses", "write for example 10.0.0.0/8")
+	}
+}
+
+func (o *object) checkOperation(at string, s *security.Operation) {
+	lists := map[string][]string{
+		"hosts": s.GetHosts(), "notHosts": s.GetNotHosts(), "ports": s.GetPorts(), "notPorts": s.GetNotPorts(),
+		"methods": s.GetMethods(), "notMethods": s.GetNotMethods(), "paths": s.GetPaths(), "notPaths": s.GetNotPaths(),
+	}
+	o.checkLists(at, lists)
+	for _, name := range []string{"ports", "notPorts"} {
+		for i, p := range lists[name] {
+			o.checkPortText(fmt.Sprintf("%s.%s[%d]", at, name, i), p)
+		}
+	}
+	for _, name := range []string{"paths", "notPaths"} {
+		for i, p := range lists[name] {
+			o.checkTemplate(fmt.Sprintf("%s.%s[%d]", at, name, i), p)
+		}
+	}
+}
+
+func (o *object) checkPortText(field, text string) {
+	if n, err := strconv.ParseUint(text, 10, 16); err != nil || n == 0 {
+		o.invalid(field, show(text)+" is not a port", "write a number from 1 to 65535")
+	}
+}
+
+// checkTemplate refuses path templates that Envoy does not take: "{*}" is one segment, "{**}" any number and the last one.
+func (o *object) checkTemplate(field, path string) {
+	if !strings.ContainsAny(path, "{}") {
+		return
+	}
+	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for i, s := range segments {
+		switch {
+		case s == "{*}", !strings.ContainsAny(s, "{}*"):
+		case s == "{**}" && !slices.Contains(segments[i+1:], "{**}"):
+		default:
+			o.invalid(field, show(path)+" is not a path template", "write {*} or {**} as whole segments, {**} once, and no other * beside them")
+			return
+		}
+	}
+}
+
+// conditionKeys are the attributes that conditions may name, and the beginnings of those with a name in brackets
+// (Istio's reference of authorization conditions).
+var conditionKeys = []string{
+	"request.headers[", "request.auth.principal", "request.auth.audiences", "request.auth.presenter", "request.auth.claims[", "source.ip", "remote.ip", "source.namespace",
+	"source.principal", "source.serviceAccount", "source.trustDomain", "destination.ip", "destination.port", "connection.sni", "experimental.envoy.filters.",
+}
+
+func (o *object) checkCondition(at string, c *security.Condition) {
+	key := c.GetKey()
+	known := slices.ContainsFunc(conditionKeys, func(k string) bool {
+		if strings.HasSuffix(k, "[") {
+			return strings.HasPrefix(key, k) && strings.HasSuffix(key, "]") && len(key) > len(k)+1
+		}
+		return key == k || strings.HasSuffix(k, ".") && strings.HasPrefix(key, k)
+	})
+	switch {
+	case key == "":
+		o.reject(at+".key", ReasonMissing, "the key is missing", "name an attribute, for example request.headers[x-user]")
+	case !known:
+		o.invalid(at+".key", show(key)+" is not an attribute", "write one of those of Istio's authorization conditions, for example request.headers[x-user]")
+	}
+	if len(c.GetValues())+len(c.GetNotValues()) == 0 {
+		o.reject(at+".values", ReasonMissing, "there is no value", "write values or notValues")
+	}
+	for i, v := range slices.Concat(c.GetValues(), c.GetNotValues()) {
+		field := fmt.Sprintf("%s.values[%d]", at, i)
+		if n := len(c.GetValues()); i >= n {
+			field = fmt.Sprintf("%s.notValues[%d]", at, i-n)
+		}
+		switch key {
+		case "source.ip", "remote.ip", "destination.ip":
+			o.checkBlock(field, v)
+		case "destination.port":
+			o.checkPortText(field, v)
+		}
+	}
+}
+
+func (o *object) checkRequests(r *security.RequestAuthentication) {
+	if r.GetSelector() != nil && len(r.GetTargetRefs()) > 0 {
+		o.reject("spec.targetRefs", ReasonConflict, "stands beside a selector", "keep one of the two")
+	}
+	o.checkTargets(r.GetTargetRef(), r.GetTargetRefs())
+	for i, j := range r.GetJwtRules() {
+		at := fmt.Sprintf("spec.jwtRules[%d]", i)
+		if j.GetIssuer() == "" {
+			o.reject(at+".issuer", ReasonMissing, "the issuer is missing", "write the iss of the tokens")
+		}
+		if j.GetJwksUri() != "" && j.GetJwks() != "" {
+			o.reject(at+".jwksUri", ReasonConflict, "stands beside jwks", "keep one of the two")
+		}
+		if u := j.GetJwksUri(); u != "" {
+			if p, err := url.Parse(u); err != nil || p.Host == "" || p.Scheme != "http" && p.Scheme != "https" {
+				o.invalid(at+".jwksUri", show(u)+" is not a URL", "write http://... or https://...")
+			}
+		}
+		o.checkKeys(at, j)
+		for k, c := range j.GetOutputClaimToHeaders() {
+			o.checkHeader(fmt.Sprintf("%s.outputClaimToHeaders[%d].header", at, k), c.GetHeader())
+			if c.GetClaim() == "" {
+				o.reject(fmt.Sprintf("%s.outputClaimToHeaders[%d].claim", at, k), ReasonMissing, "the claim is missing", "name a claim; nested ones have dots between them")
+			}
+		}
+		for k, h := range j.GetFromHeaders() {
+			o.checkHeader(fmt.Sprintf("%s.fromHeaders[%d].name", at, k), h.GetName())
+		}
+		for k, p := range j.GetFromParams() {
+			if p == "" {
+				o.reject(fmt.Sprintf("%s.fromParams[%d]", at, k), ReasonMissing, "the name is empty", "name a query parameter")
+			}
+		}
+	}
+}
+
+// maxKeys bounds the keys written into a rule.
+const maxKeys = 256 << 10
+
+// checkKeys wants keys as RFC 7517 writes them: a set, or one key.
+func (o *object) checkKeys(at string, j *security.JWTRule) {
+	if h := j.GetOutputPayloadToHeader(); h != "" {
+		o.checkHeader(at+".outputPayloadToHeader", h)
+	}
+	text := j.GetJwks()
+	var v struct {
+		Type string            `json:"kty"`
+		Keys []json.RawMessage `json:"keys"`
+	}
+	switch err := json.Unmarshal([]byte(text), &v); {
+	case text == "":
+	case len(text) > maxKeys:
+		o.invalid(at+".jwks", fmt.Sprintf("it has %d bytes", len(text)), "write no more keys than are in use, or their URL in jwksUri")
+	case err != nil, v.Type == "" && v.Keys == nil:
+		o.invalid(at+".jwks", "it is not a set of JSON web keys", `write for example {"keys": [{"kty": "RSA", "n": "...", "e": "AQAB"}]}`)
+	}
+}
