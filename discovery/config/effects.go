@@ -47,7 +47,8 @@ func (c *checker) httpRules(vs *mesh.VirtualService) {
 				gateways = vs.Spec.GetGateways()
 			}
 			if m.GetPort() != 0 && meshOnly(gateways) {
-				c.notHTTP(vs.Object, fmt.Sprintf("spec.http[%d].match[%d].port", i, j), hosts, m.GetPort())
+				object, at := vs.Rule(i)
+				c.notHTTP(object, fmt.Sprintf("%s.match[%d].port", at, j), hosts, m.GetPort())
 			}
 		}
 	}

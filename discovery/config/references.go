@@ -81,54 +81,54 @@ func (c *checker) service(host string) *mesh.Service {
 
 func (c *checker) virtualService(vs *mesh.VirtualService) {
 	for i, r := range vs.Spec.GetHttp() {
-		at := fmt.Sprintf("spec.http[%d]", i)
+		object, at := vs.Rule(i)
 		for j, d := range r.GetRoute() {
-			c.destination(vs, fmt.Sprintf("%s.route[%d].destination", at, j), d.GetDestination())
+			c.destination(object, fmt.Sprintf("%s.route[%d].destination", at, j), d.GetDestination())
 		}
 		if r.GetMirror() != nil {
-			c.destination(vs, at+".mirror", r.GetMirror())
+			c.destination(object, at+".mirror", r.GetMirror())
 		}
 		for j, m := range r.GetMirrors() {
-			c.destination(vs, fmt.Sprintf("%s.mirrors[%d].destination", at, j), m.GetDestination())
+			c.destination(object, fmt.Sprintf("%s.mirrors[%d].destination", at, j), m.GetDestination())
 		}
 		for j, m := range r.GetMatch() {
-			c.gatewayNames(vs, fmt.Sprintf("%s.match[%d].gateways", at, j), m.GetGateways())
+			c.gatewayNames(object, fmt.Sprintf("%s.match[%d].gateways", at, j), m.GetGateways())
 		}
 	}
 	for i, r := range vs.Spec.GetTcp() {
 		for j, d := range r.GetRoute() {
-			c.destination(vs, fmt.Sprintf("spec.tcp[%d].route[%d].destination", i, j), d.GetDestination())
+			c.destination(vs.Object, fmt.Sprintf("spec.tcp[%d].route[%d].destination", i, j), d.GetDestination())
 		}
 	}
 	for i, r := range vs.Spec.GetTls() {
 		for j, d := range r.GetRoute() {
-			c.destination(vs, fmt.Sprintf("spec.tls[%d].route[%d].destination", i, j), d.GetDestination())
+			c.destination(vs.Object, fmt.Sprintf("spec.tls[%d].route[%d].destination", i, j), d.GetDestination())
 		}
 	}
-	c.gatewayNames(vs, "spec.gateways", vs.Spec.GetGateways())
+	c.gatewayNames(vs.Object, "spec.gateways", vs.Spec.GetGateways())
 }
 
-func (c *checker) gatewayNames(vs *mesh.VirtualService, field string, names []string) {
+func (c *checker) gatewayNames(object mesh.ObjectRef, field string, names []string) {
 	for i, g := range names {
 		if g != meshGateway && !c.gateways[g] {
-			c.add(vs.Object, fmt.Sprintf("%s[%d]", field, i), ReasonUnknownGateway, "there is no Gateway "+g, "create it or correct the name")
+			c.add(object, fmt.Sprintf("%s[%d]", field, i), ReasonUnknownGateway, "there is no Gateway "+g, "create it or correct the name")
 		}
 	}
 }
 
 // destination checks one place a route leads to.
-func (c *checker) destination(vs *mesh.VirtualService, at string, d *networking.Destination) {
+func (c *checker) destination(object mesh.ObjectRef, at string, d *networking.Destination) {
 	host := d.GetHost()
 	s := c.service(host)
 	if s == nil {
-		c.add(vs.Object, at+".host", ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
+		c.add(object, at+".host", ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
 		return
 	}
 	if subset := d.GetSubset(); subset != "" && !c.defined(host, subset) {
-		c.add(vs.Object, at+".subset", ReasonUnknownSubset, "no DestinationRule of "+host+" defines the subset "+subset, "define it in a DestinationRule of that host")
+		c.add(object, at+".subset", ReasonUnknownSubset, "no DestinationRule of "+host+" defines the subset "+subset, "define it in a DestinationRule of that host")
 	}
 	if n := d.GetPort().GetNumber(); n != 0 {
-		c.port(vs.Object, at+".port.number", s, n)
+		c.port(object, at+".port.number", s, n)
 	}
 }
 

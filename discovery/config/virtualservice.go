@@ -20,12 +20,11 @@ func (o *object) virtualService() {
 		return
 	}
 	spec.Gateways = o.gatewayNames(spec.Gateways)
-	if len(spec.Gateways) == 0 {
+	if len(spec.Gateways) == 0 && len(spec.Hosts) > 0 {
 		spec.Gateways = []string{meshGateway}
 	}
 	if len(spec.Hosts) == 0 {
-		o.unsupported("spec.hosts", "a VirtualService without hosts, for another to delegate to, has no effect")
-		return
+		o.checkDelegate(spec)
 	}
 	for i, h := range spec.Hosts {
 		at := fmt.Sprintf("spec.hosts[%d]", i)
@@ -90,8 +89,8 @@ func (o *object) httpRoute(at string, r *networking.HTTPRoute) bool {
 		})
 		use = len(r.Match) > 0
 	}
-	if r.Delegate != nil {
-		o.unsupported(at+".delegate", "the requests are answered with 503")
+	if r.Delegate != nil && r.Delegate.Name == "" {
+		o.reject(at+".delegate.name", ReasonMissing, "the delegate has no name", "name a VirtualService without hosts")
 	}
 	actions := 0
 	for _, set := range []bool{len(r.Route) > 0, r.Redirect != nil, r.DirectResponse != nil, r.Delegate != nil} {
@@ -151,9 +150,6 @@ func (o *object) httpMatch(at string, m *networking.HTTPMatchRequest) bool {
 		o.checkPort(at+".port", int64(m.Port))
 	}
 	m.Gateways = o.gatewayNames(m.Gateways)
-	if m.StatPrefix != "" {
-		o.unsupported(at+".statPrefix", "the route has no statistics of its own")
-	}
 	return use
 }
 
@@ -162,11 +158,12 @@ func (o *object) tcpRoute(at string, r *networking.TCPRoute) bool {
 	had := len(r.GetMatch())
 	r.Match = keepIndexed(r.GetMatch(), func(i int, m *networking.L4MatchAttributes) bool {
 		to := fmt.Sprintf("%s.match[%d]", at, i)
-		if m.GetSourceSubnet() != "" {
-			o.unsupported(to+".sourceSubnet", "the match is left out")
+		if s := m.GetSourceSubnet(); s != "" {
+			o.checkBlock(to+".sourceSubnet", s)
 		}
 		m.Gateways = o.gatewayNames(m.Gateways)
-		return o.layer4(to, m.GetPort(), m.GetDestinationSubnets()) && m.GetSourceSubnet() == ""
+		o.layer4(to, m.GetPort(), m.GetDestinationSubnets())
+		return true
 	})
 	o.routes(at+".route", r.Route)
 	return had == 0 || len(r.Match) > 0
@@ -191,21 +188,31 @@ func (o *object) tlsRoute(at string, r *networking.TLSRoute, hosts []string) boo
 			}
 		}
 		m.Gateways = o.gatewayNames(m.Gateways)
-		return o.layer4(to, m.GetPort(), m.GetDestinationSubnets())
+		o.layer4(to, m.GetPort(), m.GetDestinationSubnets())
+		return true
 	})
 	o.routes(at+".route", r.Route)
 	return len(r.Match) > 0
 }
 
-// layer4 validates what TCP and TLS matches share and reports whether all of it is honoured.
-func (o *object) layer4(at string, port uint32, subnets []string) bool {
+// checkDelegate wants of an object without hosts what others can delegate to.
+func (o *object) checkDelegate(spec *networking.VirtualService) {
+	if len(spec.Gateways) > 0 {
+		o.reject("spec.gateways", ReasonConflict, "a VirtualService without hosts, for others to delegate to, has no gateways", "remove them, or name hosts")
+	}
+	if len(spec.Tls)+len(spec.Tcp) > 0 {
+		o.reject("spec.hosts", ReasonMissing, "only http routes can be delegated to", "name hosts, or write http routes")
+	}
+}
+
+// layer4 validates what TCP and TLS matches share.
+func (o *object) layer4(at string, port uint32, subnets []string) {
 	if port != 0 {
 		o.checkPort(at+".port", int64(port))
 	}
-	if len(subnets) > 0 {
-		o.unsupported(at+".destinationSubnets", "the match is left out")
+	for i, s := range subnets {
+		o.checkBlock(fmt.Sprintf("%s.destinationSubnets[%d]", at, i), s)
 	}
-	return len(subnets) == 0
 }
 
 func (o *object) routes(at string, routes []*networking.RouteDestination) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -169,7 +170,8 @@ func route(snap *mesh.Snapshot, sees *scope.Scope, w *Way, r Request, u *url.URL
 			if !anyMatch(h.Match, r, u, w) {
 				continue
 			}
-			w.Route = fmt.Sprintf("%s http[%d]", vs.Object, i)
+			object, field := vs.Rule(i)
+			w.Route = fmt.Sprintf("%s %s", object, strings.TrimPrefix(field, "spec."))
 			if h.Name != "" {
 				w.Route += " " + strconv.Quote(h.Name)
 			}
@@ -237,7 +239,7 @@ func match(m *networking.HTTPMatchRequest, r Request, u *url.URL, w *Way) bool {
 		uri = strings.ToLower(path)
 	}
 	if !text(m.Uri, uri, m.IgnoreUriCase) || !text(m.Method, method, false) || !text(m.Scheme, u.Scheme, false) || !text(m.Authority, u.Host, false) ||
-		m.Port != 0 && m.Port != w.Port.Number || !matches(m.SourceLabels, w.From.Labels) || m.SourceNamespace != "" && m.SourceNamespace != w.From.Namespace {
+		len(m.Gateways) > 0 && !slices.Contains(m.Gateways, "mesh") || m.Port != 0 && m.Port != w.Port.Number || !matches(m.SourceLabels, w.From.Labels) || m.SourceNamespace != "" && m.SourceNamespace != w.From.Namespace {
 		return false
 	}
 	for name, want := range m.Headers {

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"strconv"
 	"time"
 
 	meshconfig "istio.io/api/mesh/v1alpha1"
@@ -90,6 +91,22 @@ func (c *MeshConfig) GetSpec() *meshconfig.MeshConfig {
 type VirtualService struct {
 	Object ObjectRef
 	Spec   *networking.VirtualService
+	// Origins says where each rule of Spec.Http stands when delegates gave some; nil: in Object, in the same order.
+	Origins []Origin `json:",omitempty"`
+}
+
+// Origin is the place of one HTTP rule.
+type Origin struct {
+	Object ObjectRef
+	Index  int // in spec.http
+}
+
+// Rule returns the object that has the HTTP rule with that index in Spec.Http, and its path there.
+func (vs *VirtualService) Rule(i int) (ObjectRef, string) {
+	if i < len(vs.Origins) {
+		return vs.Origins[i].Object, "spec.http[" + strconv.Itoa(vs.Origins[i].Index) + "]"
+	}
+	return vs.Object, "spec.http[" + strconv.Itoa(i) + "]"
 }
 
 // DestinationRule is an Istio DestinationRule with its host written out in full.

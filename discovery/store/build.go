@@ -22,13 +22,14 @@ type builder struct {
 	held map[string][]netip.Addr
 	err  error // reading the memory failed
 
-	index    indexes // of prev.Workloads
-	places   *places // the last ones
-	placed   map[*mesh.Workload]*mesh.Workload
-	combined map[string]*combined          // services of several clusters by host
-	joined   map[*mesh.ServiceDecl]*joined // endpoints of each declaration
-	merged   map[string]*merged            // ".global" services by host
-	assigned *assignment                   // the last one
+	index     indexes // of prev.Workloads
+	places    *places // the last ones
+	placed    map[*mesh.Workload]*mesh.Workload
+	combined  map[string]*combined          // services of several clusters by host
+	joined    map[*mesh.ServiceDecl]*joined // endpoints of each declaration
+	merged    map[string]*merged            // ".global" services by host
+	assigned  *assignment                   // the last one
+	delegated map[*mesh.VirtualService]*delegation
 }
 
 func newBuilder(cfg Config) *builder {
@@ -71,6 +72,7 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	d.clusters(inputs)
 	d.collect(inputs)
 	d.meshConfig(inputs)
+	b.delegates(d)
 	if p := d.networks(inputs); !reflect.DeepEqual(p, b.places) {
 		b.places, b.joined = p, nil // every endpoint may be on another network
 	}

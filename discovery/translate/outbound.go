@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -118,7 +119,7 @@ func (v *view) routesOf(s *mesh.Service, p mesh.Port) []*routev3.Route {
 			return routes
 		}
 	}
-	return []*routev3.Route{directRoute(clusterName("outbound", p.Number, "", s.Host), v.scope.RuleFor(s).PolicyFor(p.Number, nil))}
+	return []*routev3.Route{v.directRoute(clusterName("outbound", p.Number, "", s.Host), v.scope.RuleFor(s).PolicyFor(p.Number, nil))}
 }
 
 // tcpListeners returns one listener for each address and port of services that do not speak HTTP. TLS services without
@@ -216,7 +217,7 @@ func (v *view) listenAddresses(s *mesh.Service) []netip.Addr {
 
 // tcpChains are the chains of one TCP or TLS port: one for each server name a VirtualService routes, and one for the rest.
 func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain {
-	rest := tcpProxy(clusterName("outbound", p.Number, "", s.Host), clusterName("outbound", p.Number, "", s.Host))
+	rest := v.straight(s, p)
 	vs := v.scope.VirtualService(s.Host)
 	if vs == nil {
 		return []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{rest}}}
@@ -228,46 +229,74 @@ func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain
 		for _, m := range t.GetMatch() {
 			names := slices.DeleteFunc(slices.Clone(m.GetSniHosts()), func(n string) bool { return taken[n] })
 			field := "spec.tls[" + strconv.Itoa(i) + "]"
-			if len(names) == 0 || !v.applies(at, vs, m) ||
-				v.bySubnet(vs, field, m.GetDestinationSubnets()) {
+			if len(names) == 0 || !v.applies(at, vs, m) {
 				continue
 			}
+			ranges := prefixes(m.GetDestinationSubnets())
 			for _, n := range names {
-				taken[n] = true
+				taken[n] = len(ranges) == 0
 			}
 			out = append(out, &listenerv3.FilterChain{
-				FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: names},
+				FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: names, PrefixRanges: ranges},
 				Filters:          []*listenerv3.Filter{v.tcpRoute(vs, t.GetRoute(), at, field)},
 			})
 		}
 	}
-	if f := v.firstTCPRoute(vs, at); f != nil {
-		rest = f
+	narrow, all := v.tcpRoutes(vs, at)
+	if all != nil {
+		rest = all
 	}
-	return append(out, &listenerv3.FilterChain{Filters: []*listenerv3.Filter{rest}})
+	return append(append(out, narrow...), &listenerv3.FilterChain{Filters: []*listenerv3.Filter{rest}})
 }
 
-func (v *view) firstTCPRoute(vs *mesh.VirtualService, at site) *listenerv3.Filter {
+// straight leads connections to the service's own cluster.
+func (v *view) straight(s *mesh.Service, p mesh.Port) *listenerv3.Filter {
+	name := clusterName("outbound", p.Number, "", s.Host)
+	return tcpProxy(name, name)
+}
+
+// tcpRoutes returns the chains of rules for some addresses only, and the first rule for all of them. Of chains whose
+// addresses overlap Envoy takes the narrowest.
+func (v *view) tcpRoutes(vs *mesh.VirtualService, at site) (narrow []*listenerv3.FilterChain, all *listenerv3.Filter) {
+	taken := map[string]bool{}
 	for i, t := range vs.Spec.GetTcp() {
 		matches, field := t.GetMatch(), "spec.tcp["+strconv.Itoa(i)+"]"
 		if len(matches) == 0 {
 			matches = []*networking.L4MatchAttributes{{}}
 		}
 		for _, m := range matches {
-			if v.applies(at, vs, m) &&
-				!v.bySubnet(vs, field, m.GetDestinationSubnets()) {
-				return v.tcpRoute(vs, t.GetRoute(), at, field)
+			if !v.applies(at, vs, m) {
+				continue
+			}
+			if len(m.GetDestinationSubnets()) == 0 && m.GetSourceSubnet() == "" {
+				return narrow, v.tcpRoute(vs, t.GetRoute(), at, field)
+			}
+			match := &listenerv3.FilterChainMatch{PrefixRanges: prefixes(m.GetDestinationSubnets())}
+			if m.GetSourceSubnet() != "" {
+				match.SourcePrefixRanges = prefixes([]string{m.GetSourceSubnet()})
+			}
+			if key := match.String(); !taken[key] {
+				taken[key] = true
+				narrow = append(narrow, &listenerv3.FilterChain{FilterChainMatch: match, Filters: []*listenerv3.Filter{v.tcpRoute(vs, t.GetRoute(), at, field)}})
 			}
 		}
 	}
-	return nil
+	return narrow, nil
 }
 
-func (v *view) bySubnet(vs *mesh.VirtualService, field string, subnets []string) bool {
-	if len(subnets) > 0 {
-		v.problems.add(vs.Object, field+".match.destinationSubnets", reasonUnsupported, "this match is left out")
+// prefixes reads addresses and ranges of addresses; config has checked them.
+func prefixes(subnets []string) []*corev3.CidrRange {
+	var out []*corev3.CidrRange
+	for _, s := range subnets {
+		p, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err == nil {
+			out = append(out, &corev3.CidrRange{AddressPrefix: p.Masked().Addr().String(), PrefixLen: wire.U32(uint32(p.Bits()))})
+		}
 	}
-	return len(subnets) > 0
+	return out
 }
 
 // tcpRoute spreads connections over the destinations; one that does not exist keeps its share, which is closed.

@@ -20,7 +20,7 @@ import (
 func (v *view) httpRoutes(vs *mesh.VirtualService, at site) []*routev3.Route {
 	var out []*routev3.Route
 	for i, h := range vs.Spec.GetHttp() {
-		field := "spec.http[" + strconv.Itoa(i) + "]"
+		object, field := vs.Rule(i)
 		matches := h.GetMatch()
 		if len(matches) == 0 {
 			matches = []*networking.HTTPMatchRequest{nil}
@@ -29,14 +29,14 @@ func (v *view) httpRoutes(vs *mesh.VirtualService, at site) []*routev3.Route {
 			if !v.applies(at, vs, m) {
 				continue
 			}
-			r := v.httpRoute(vs, h, m, at, field)
+			r := v.httpRoute(object, h, m, at, field)
 			if err := httprule.CheckMatch(r.GetMatch()); err != nil {
-				v.problems.add(vs.Object, field+".match", reasonInvalid, err.Error())
+				v.problems.add(object, field+".match", reasonInvalid, err.Error())
 				continue
 			}
 			if err := httprule.CheckAction(r); err != nil {
-				v.problems.add(vs.Object, field, reasonInvalid, err.Error())
-				r = &routev3.Route{Name: r.GetName(), Match: r.GetMatch(), Action: unavailable(vs.Object)}
+				v.problems.add(object, field, reasonInvalid, err.Error())
+				r = &routev3.Route{Name: r.GetName(), Match: r.GetMatch(), Action: unavailable(object)}
 			}
 			out = append(out, r)
 			if httprule.CatchesAll(r) {
@@ -47,8 +47,8 @@ func (v *view) httpRoutes(vs *mesh.VirtualService, at site) []*routev3.Route {
 	return out
 }
 
-func (v *view) httpRoute(vs *mesh.VirtualService, h *networking.HTTPRoute, m *networking.HTTPMatchRequest, at site, field string) *routev3.Route {
-	r := &routev3.Route{Name: cmp.Or(m.GetName(), h.GetName()), Match: httprule.Match(m), Metadata: origin(vs.Object)}
+func (v *view) httpRoute(object mesh.ObjectRef, h *networking.HTTPRoute, m *networking.HTTPMatchRequest, at site, field string) *routev3.Route {
+	r := &routev3.Route{Name: cmp.Or(m.GetName(), h.GetName()), Match: httprule.Match(m), Metadata: origin(object), StatPrefix: m.GetStatPrefix()}
 	r.TypedPerFilterConfig = httprule.PerRoute(h)
 	requestHeaders(r, h.GetHeaders())
 	switch {
@@ -57,13 +57,12 @@ func (v *view) httpRoute(vs *mesh.VirtualService, h *networking.HTTPRoute, m *ne
 	case h.GetDirectResponse() != nil:
 		r.Action = &routev3.Route_DirectResponse{DirectResponse: httprule.DirectResponse(h.GetDirectResponse())}
 	case h.GetDelegate() != nil:
-		v.problems.add(vs.Object, field+".delegate", reasonUnsupported, "delegates are not followed, such requests get 503")
-		r.Action = unavailable(vs.Object)
+		r.Action = unavailable(object) // the store has said why
 	default:
-		if action := v.routeAction(vs, h, m, at, field); action != nil {
+		if action := v.routeAction(object, h, m, at, field); action != nil {
 			r.Action = &routev3.Route_Route{Route: action}
 		} else {
-			r.Action = unavailable(vs.Object)
+			r.Action = unavailable(object)
 		}
 	}
 	return r
@@ -77,8 +76,8 @@ func unavailable(object mesh.ObjectRef) *routev3.Route_DirectResponse {
 }
 
 // routeAction returns nil when no destination exists. One of several that does not exist keeps its share, which gets 503.
-func (v *view) routeAction(vs *mesh.VirtualService, h *networking.HTTPRoute, m *networking.HTTPMatchRequest, at site, field string) *routev3.RouteAction {
-	a := &routev3.RouteAction{Timeout: wire.Duration(0), RetryPolicy: httprule.Retry(h.GetRetries())}
+func (v *view) routeAction(object mesh.ObjectRef, h *networking.HTTPRoute, m *networking.HTTPMatchRequest, at site, field string) *routev3.RouteAction {
+	a := &routev3.RouteAction{Timeout: wire.Duration(0), RetryPolicy: httprule.Retry(v.retries(h.GetRetries()))}
 	if t := h.GetTimeout(); t != nil {
 		a.Timeout = t
 	}
@@ -89,7 +88,7 @@ func (v *view) routeAction(vs *mesh.VirtualService, h *networking.HTTPRoute, m *
 	found := false
 	for i, d := range destinations {
 		share := &routev3.WeightedCluster_ClusterWeight{Name: blackHoleCluster, Weight: wire.U32(uint32(max(d.GetWeight(), 1)))}
-		t, ok := v.resolve(d.GetDestination(), at.port, vs.Object, field+".route["+strconv.Itoa(i)+"].destination")
+		t, ok := v.resolve(d.GetDestination(), at.port, object, field+".route["+strconv.Itoa(i)+"].destination")
 		if ok {
 			share.Name = t.cluster
 			if !found {
@@ -107,7 +106,7 @@ func (v *view) routeAction(vs *mesh.VirtualService, h *networking.HTTPRoute, m *
 	}
 	if !found {
 		if len(destinations) == 0 {
-			v.problems.add(vs.Object, field+".route", reasonInvalid, "no destination has a weight, such requests get 503")
+			v.problems.add(object, field+".route", reasonInvalid, "no destination has a weight, such requests get 503")
 		}
 		return nil
 	}
@@ -119,11 +118,11 @@ func (v *view) routeAction(vs *mesh.VirtualService, h *networking.HTTPRoute, m *
 		a.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host}
 	}
 	httprule.Rewrite(a, h.GetRewrite(), m)
-	v.mirror(a, vs, h, at, field)
+	v.mirror(a, object, h, at, field)
 	return a
 }
 
-func (v *view) mirror(a *routev3.RouteAction, vs *mesh.VirtualService, h *networking.HTTPRoute, at site, field string) {
+func (v *view) mirror(a *routev3.RouteAction, object mesh.ObjectRef, h *networking.HTTPRoute, at site, field string) {
 	mirrors := h.GetMirrors()
 	if h.GetMirror() != nil {
 		share := h.GetMirrorPercentage()
@@ -133,7 +132,7 @@ func (v *view) mirror(a *routev3.RouteAction, vs *mesh.VirtualService, h *networ
 		mirrors = append([]*networking.HTTPMirrorPolicy{{Destination: h.GetMirror(), Percentage: share}}, mirrors...)
 	}
 	for _, m := range mirrors {
-		t, ok := v.resolve(m.GetDestination(), at.port, vs.Object, field+".mirror")
+		t, ok := v.resolve(m.GetDestination(), at.port, object, field+".mirror")
 		if !ok {
 			continue
 		}
@@ -152,10 +151,18 @@ func requestHeaders(r *routev3.Route, h *networking.Headers) {
 	r.ResponseHeadersToAdd, r.ResponseHeadersToRemove = httprule.HeaderOps(h.GetResponse())
 }
 
+// retries are a rule's, else the mesh's.
+func (v *view) retries(h *networking.HTTPRetry) *networking.HTTPRetry {
+	if h == nil {
+		h = v.meshConfig().GetDefaultHttpRetryPolicy()
+	}
+	return h
+}
+
 // directRoute sends everything to one cluster under the default rules.
-func directRoute(cluster string, policy *networking.TrafficPolicy) *routev3.Route {
+func (v *view) directRoute(cluster string, policy *networking.TrafficPolicy) *routev3.Route {
 	return &routev3.Route{Name: "default", Match: httprule.EveryPath(), Action: &routev3.Route_Route{Route: &routev3.RouteAction{
-		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}, Timeout: wire.Duration(0), RetryPolicy: httprule.Retry(nil), HashPolicy: httprule.Hash(policy),
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster}, Timeout: wire.Duration(0), RetryPolicy: httprule.Retry(v.retries(nil)), HashPolicy: httprule.Hash(policy),
 	}}}
 }
 

@@ -11,6 +11,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	previousprioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	networking "istio.io/api/networking/v1"
 
@@ -95,6 +96,14 @@ func Retry(h *networking.HTTPRetry) *routev3.RetryPolicy {
 	p.PerTryTimeout = h.GetPerTryTimeout()
 	if h.GetBackoff() != nil {
 		p.RetryBackOff = &routev3.RetryPolicy_RetryBackOff{BaseInterval: h.GetBackoff()}
+	}
+	if h.GetRetryRemoteLocalities().GetValue() {
+		p.RetryPriority = &routev3.RetryPolicy_RetryPriority{
+			Name: "envoy.retry_priorities.previous_priorities",
+			ConfigType: &routev3.RetryPolicy_RetryPriority_TypedConfig{
+				TypedConfig: wire.Pack(&previousprioritiesv3.PreviousPrioritiesConfig{UpdateFrequency: 2}),
+			},
+		}
 	}
 	if b := h.GetRetryIgnorePreviousHosts(); b != nil && !b.GetValue() {
 		p.RetryHostPredicate, p.HostSelectionRetryMaxAttempts = nil, 0
