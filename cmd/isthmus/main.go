@@ -68,6 +68,9 @@ Clusters and machines join the mesh with a token:
 			if len(allowed) == 0 {
 				allowed = []string{"table", "json"}
 			}
+			if !cmd.Flags().Changed("output") {
+				o.output = allowed[0]
+			}
 			if !slices.Contains(allowed, o.output) {
 				return diag.Hint(fmt.Errorf("unknown output format %q", o.output), "-o %s", strings.Join(allowed, " or -o "))
 			}
@@ -82,7 +85,7 @@ Clusters and machines join the mesh with a token:
 	o.cluster.flags(root)
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o))
+	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o), renderCommand(o))
 	root.AddCommand(remoteSecretCommand(), injectCommand(), checkInjectCommand(o))
 	root.AddCommand(installCommand(o), uninstallCommand(o), verifyInstallCommand(o), dnsCommand(o))
 	return root

@@ -162,13 +162,15 @@ func isConfig(name string) bool {
 
 // Inputs decodes files as a source of isthmusd would, with what is wrong with each object by itself.
 func Inputs(files []File) (inputs map[string]mesh.Input, problems []mesh.Problem) {
-	namespaces := map[string]map[string]string{}
-	for _, f := range files {
-		maps.Copy(namespaces, config.Namespaces(f.Data))
+	o := config.Options{Namespaces: map[string]map[string]string{}, Nodes: map[string]config.Node{}}
+	byName := slices.SortedFunc(slices.Values(files), func(a, b File) int { return strings.Compare(a.Name, b.Name) })
+	for _, f := range slices.Backward(byName) { // of two files that declare the same one the first by name counts
+		maps.Copy(o.Namespaces, config.Namespaces(f.Data))
+		maps.Copy(o.Nodes, config.Nodes(f.Data))
 	}
 	inputs = make(map[string]mesh.Input, len(files))
-	for _, f := range files {
-		in, p := config.Decode(f.Name, f.Data, config.Options{Namespaces: namespaces})
+	for _, f := range byName {
+		in, p := config.Decode(f.Name, f.Data, o)
 		inputs[f.Name], problems = in, append(problems, p...)
 	}
 	return inputs, problems

@@ -2,19 +2,17 @@ package views
 
 import (
 	"maps"
-	"net/netip"
 	"reflect"
 	"slices"
-	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/isthmus-mesh/isthmus/cmd/internal/served"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/dns/zone"
-	"github.com/isthmus-mesh/isthmus/eastwest/gateway"
 )
 
 // change is how a snapshot differs from the one before.
@@ -251,33 +249,9 @@ func resources(snap *mesh.Snapshot, p *mesh.Proxy) (xds.Set, []mesh.Problem, err
 	if p == nil {
 		return xds.Set{}, nil, nil
 	}
-	r, problems := translate.Translate(snap, p)
-	if p.Type == mesh.Router {
-		options := gateway.Options{IPv6: slices.ContainsFunc(p.Addresses, netip.Addr.Is6), Proxy: p}
-		passing, more := options.Translate(snap)
-		problems = append(problems, more...)
-		problems = append(problems, join(&r, passing)...)
-	}
+	r, problems := served.To(snap, p)
 	set, err := encode(r)
 	return set, problems, err
-}
-
-// join adds what a router passes on to what it terminates. Of two listeners at one port the terminating one counts.
-func join(r *translate.Resources, passing gateway.Resources) (problems []mesh.Problem) {
-	taken := map[uint32]bool{}
-	for _, l := range r.Listeners {
-		taken[l.GetAddress().GetSocketAddress().GetPortValue()] = true
-	}
-	for _, l := range passing.Listeners {
-		if port := l.GetAddress().GetSocketAddress().GetPortValue(); taken[port] {
-			problems = append(problems, mesh.Problem{Object: mesh.ObjectRef{Kind: "Port", Name: strconv.FormatUint(uint64(port), 10)}, Reason: "PortConflict",
-				Message: "one Gateway has an HTTP server at this port and another passes TLS or TCP on; HTTP is served", Remedy: "give one of the two another port"})
-			continue
-		}
-		r.Listeners = append(r.Listeners, l)
-	}
-	r.Clusters = append(r.Clusters, passing.Clusters...)
-	return problems
 }
 
 func encode(r translate.Resources) (xds.Set, error) {
