@@ -88,7 +88,10 @@ type Proxy struct {
 	Labels      map[string]string
 	Identity    string // SPIFFE id of the authenticated client; empty on the plaintext port
 	Transparent bool   // what is captured on its way in keeps its destination on the packet (metadata INTERCEPTION_MODE TPROXY)
-	EastWest    bool   // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
+	Version     string // metadata ISTIO_VERSION
+	// Metadata are the other texts of the node's metadata, which EnvoyFilters may ask for.
+	Metadata map[string]string
+	EastWest bool // a Router that serves port 15443 between clusters (label istio: eastwestgateway)
 }
 
 // Runs reports whether e is p's own workload. An empty Cluster of p matches none.

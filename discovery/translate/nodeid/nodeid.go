@@ -18,6 +18,8 @@ import (
 const (
 	maxInstanceIPs = 64
 	maxNetworks    = 64
+	maxTexts       = 128
+	maxText        = 1024 // key and value
 )
 
 // Parse reads an Istio node id (TYPE~IP~NAME.NAMESPACE~DOMAIN) and Istio's node metadata. identity is the SPIFFE
@@ -37,6 +39,7 @@ func Parse(node *corev3.Node, identity string) (*mesh.Proxy, error) {
 		ID: id, Name: parts[2][:dot], Namespace: parts[2][dot+1:], Domain: parts[3],
 		Network: mesh.NetworkID(meta["NETWORK"].GetStringValue()), Cluster: mesh.ClusterID(meta["CLUSTER_ID"].GetStringValue()),
 		Locality: localityOf(node.GetLocality()), NetworkView: networkView(meta["REQUESTED_NETWORK_VIEW"]), Labels: stringMap(meta["LABELS"]), Identity: identity,
+		Version: meta["ISTIO_VERSION"].GetStringValue(), Metadata: texts(meta),
 	}
 	if ns := meta["NAMESPACE"].GetStringValue(); ns != "" && ns != p.Namespace {
 		return nil, fmt.Errorf("node id %q: metadata NAMESPACE is %q", id, ns)
@@ -100,6 +103,17 @@ func networkView(v *structpb.Value) (out []mesh.NetworkID) {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// texts returns the metadata that are texts, as many and as long as a node may have.
+func texts(meta map[string]*structpb.Value) map[string]string {
+	out := map[string]string{}
+	for _, k := range slices.Sorted(maps.Keys(meta)) {
+		if v := meta[k].GetStringValue(); v != "" && len(k)+len(v) <= maxText && len(out) < maxTexts {
+			out[k] = v
+		}
+	}
+	return out
 }
 
 func stringMap(v *structpb.Value) map[string]string {
