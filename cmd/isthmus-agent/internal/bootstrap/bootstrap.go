@@ -21,6 +21,9 @@ const (
 	SDSCluster = "sds-grpc"
 )
 
+// IstioVersion is the version of Istio whose API the control plane reads: EnvoyFilters choose proxies by it.
+const IstioVersion = "1.31.0"
+
 // Node is who the proxy is, in Istio's terms.
 type Node struct {
 	Type           string // sidecar or router
@@ -55,7 +58,7 @@ func (n Node) Metadata() map[string]any {
 	for k, v := range n.Labels {
 		labels[k] = v
 	}
-	m := map[string]any{}
+	m := map[string]any{"ISTIO_VERSION": IstioVersion}
 	maps.Copy(m, n.Extra)
 	maps.Copy(m, map[string]any{
 		"NAME": n.Name, "NAMESPACE": n.Namespace, "SERVICE_ACCOUNT": n.ServiceAccount, "CLUSTER_ID": n.Cluster,

@@ -11,6 +11,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/cmd/internal/served"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/patch"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/dns/zone"
 )
@@ -109,7 +110,7 @@ func (vs *Views) overlayOf(v *view, c change) *overlay {
 	if v.own != nil && c.endpointsOnly && slices.Equal(v.own.services, services) {
 		return v.own
 	}
-	set, err := encode(translate.Own(c.to, v.proxy, services))
+	set, err := encode(patch.Apply(c.to, v.proxy, translate.Own(c.to, v.proxy, services), nil).Resources)
 	if err != nil {
 		vs.log.Error("translation not served", "part", "views", "node", v.proxy.ID, "revision", c.to.Revision, "err", err)
 		return v.own
@@ -269,6 +270,9 @@ func encode(r translate.Resources) (xds.Set, error) {
 		msgs = append(msgs, x)
 	}
 	for _, x := range r.Secrets {
+		msgs = append(msgs, x)
+	}
+	for _, x := range r.Extensions {
 		msgs = append(msgs, x)
 	}
 	return xds.Encode(msgs...)

@@ -18,6 +18,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/nodeid"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/patch"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
@@ -214,7 +215,11 @@ func (vs *Views) key(p *mesh.Proxy) string {
 	if p == nil {
 		return "dns"
 	}
-	return scopeKey(common(p), common(p).Name)
+	key := scopeKey(common(p), common(p).Name)
+	if vs.of != nil && len(vs.of.EnvoyFilters) > 0 {
+		key += "/" + patch.Facts(vs.of, p)
+	}
+	return key
 }
 
 // common returns what the scope of p is translated for: sidecars share one, whatever they are called; a gateway listens on its own ports.
