@@ -4,7 +4,9 @@ package config
 
 import (
 	"fmt"
+	"strings"
 
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	networking "istio.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -70,14 +72,17 @@ func (o *object) trafficPolicy(at string, p *networking.TrafficPolicy) {
 		seen[n] = true
 		o.settings(to, s)
 	}
-	if p.Tunnel != nil {
-		o.unsupported(at+".tunnel", "connections are not tunnelled")
+	if t := p.Tunnel; t != nil {
+		if t.Protocol != "" && !strings.EqualFold(t.Protocol, "CONNECT") && !strings.EqualFold(t.Protocol, "POST") {
+			o.invalid(at+".tunnel.protocol", show(t.Protocol)+" is not a method", "write CONNECT or POST")
+		}
+		t.TargetHost = strings.ToLower(t.TargetHost)
+		o.checkHost(at+".tunnel.targetHost", t.TargetHost)
+		o.checkPort(at+".tunnel.targetPort", int64(t.TargetPort))
 	}
-	if p.ProxyProtocol != nil {
-		o.unsupported(at+".proxyProtocol", "no PROXY header is sent")
-	}
-	if p.RetryBudget != nil {
-		o.unsupported(at+".retryBudget", "connectionPool.http.maxRetries limits retries")
+	if b := p.RetryBudget; b != nil {
+		o.checkPercent(at+".retryBudget.percent", b.GetPercent().GetValue())
+		o.checkDuration(at+".retryBudget.budgetInterval", b.GetBudgetInterval(), 0)
 	}
 }
 
@@ -88,9 +93,6 @@ func (o *object) settings(at string, p policy) {
 	t := p.GetTls()
 	if t.GetMode() == networking.ClientTLSSettings_MUTUAL && t.GetCredentialName() == "" && (t.GetClientCertificate() == "" || t.GetPrivateKey() == "") {
 		o.reject(at+".tls", ReasonMissing, "mode MUTUAL needs clientCertificate and privateKey", "name their files")
-	}
-	if t.GetCaCrl() != "" {
-		o.unsupported(at+".tls.caCrl", "revocation lists are not read")
 	}
 }
 
@@ -115,11 +117,31 @@ func (o *object) loadBalancer(at string, lb *networking.LoadBalancerSettings) {
 	if lb.ZoneAwareLbSetting != nil {
 		o.unsupported(at+".zoneAwareLbSetting", "endpoints of all zones are used alike")
 	}
-	if lb.Warmup != nil {
-		o.unsupported(at+".warmup", "new endpoints get their full share at once")
+	if d := lb.WarmupDurationSecs; d != nil { // the older field
+		if lb.Warmup == nil {
+			lb.Warmup = &networking.WarmupConfiguration{Duration: d}
+		}
+		lb.WarmupDurationSecs = nil
 	}
-	if lb.WarmupDurationSecs != nil { // the older field
-		o.unsupported(at+".warmupDurationSecs", "new endpoints get their full share at once")
+	o.warmup(at, lb)
+}
+
+func (o *object) warmup(at string, lb *networking.LoadBalancerSettings) {
+	w := lb.Warmup
+	if w == nil {
+		return
+	}
+	o.checkDuration(at+".warmup.duration", w.Duration, 1e9)
+	if w.Duration == nil {
+		o.reject(at+".warmup.duration", ReasonMissing, "the duration is missing", "write one")
+	}
+	o.checkPercent(at+".warmup.minimumPercent", w.GetMinimumPercent().GetValue())
+	if a := w.GetAggression(); a != nil && a.GetValue() < 1 {
+		o.invalid(at+".warmup.aggression", fmt.Sprintf("%v is less than 1", a.GetValue()), "write 1 or more")
+	}
+	if s := lb.GetSimple(); lb.GetConsistentHash() != nil || s == networking.LoadBalancerSettings_RANDOM || s == networking.LoadBalancerSettings_PASSTHROUGH {
+		o.unsupported(at+".warmup", "only ROUND_ROBIN and LEAST_REQUEST warm up")
+		lb.Warmup = nil
 	}
 }
 
@@ -211,14 +233,21 @@ func (o *object) outlierDetection(at string, d *networking.OutlierDetection) {
 	if d == nil {
 		return
 	}
-	if n := d.ConsecutiveErrors; n != 0 { // unused by Istio too since 1.9
-		o.unsupported(at+".consecutiveErrors", "it counts nothing, write consecutive5xxErrors")
+	if n := d.ConsecutiveErrors; n != 0 { // the older field
+		if n < 0 {
+			o.invalid(at+".consecutiveErrors", fmt.Sprintf("%d is negative", n), "write 0 or more")
+		} else if d.ConsecutiveGatewayErrors == nil {
+			d.ConsecutiveGatewayErrors = wrapperspb.UInt32(uint32(n))
+		}
+		d.ConsecutiveErrors = 0
 	}
 	o.checkDuration(at+".interval", d.Interval, 1e6)
 	o.checkDuration(at+".baseEjectionTime", d.BaseEjectionTime, 1e6)
 	o.checkPercent(at+".maxEjectionPercent", float64(d.MaxEjectionPercent))
 	o.checkPercent(at+".minHealthPercent", float64(d.MinHealthPercent))
-	if len(d.OutlierDetectionHttpErrorCodes) > 0 {
-		o.unsupported(at+".outlierDetectionHttpErrorCodes", "5xx are the errors that count")
+	for i, code := range d.OutlierDetectionHttpErrorCodes {
+		if code < 100 || code > 599 {
+			o.invalid(fmt.Sprintf("%s.outlierDetectionHttpErrorCodes[%d]", at, i), fmt.Sprintf("%d is not a status", code), "write a number from 100 to 599")
+		}
 	}
 }

@@ -38,9 +38,7 @@ func (o *object) serviceEntry() {
 		}
 	}
 	decl.VisibleTo = o.visibility("spec.exportTo", spec.ExportTo)
-	if len(spec.SubjectAltNames) > 0 {
-		o.unsupported("spec.subjectAltNames", "the names in servers' certificates are not checked against it")
-	}
+	decl.SubjectAltNames = slices.Compact(slices.Sorted(slices.Values(spec.SubjectAltNames)))
 	decl.Export, decl.ExportTo = o.exported()
 	if !o.failed {
 		o.d.in.Services = append(o.d.in.Services, perHost(decl)...)

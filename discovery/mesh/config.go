@@ -28,6 +28,7 @@ type ServiceDecl struct {
 	Export          bool        // label isthmus.io/export: "true" on the Service or its Namespace
 	ExportTo        []ClusterID // annotation isthmus.io/export-to; empty: every peer
 	Facts           *Facts      `json:",omitempty"` // of a Kubernetes Service; nil otherwise
+	SubjectAltNames []string    `json:",omitempty"` // whom its servers' certificates may name (ServiceEntry); empty: as elsewhere
 	VisibleTo       []string    `json:",omitempty"` // namespaces that see it (Istio's exportTo: names, ".", "*", "~"); empty: the mesh's default
 }
 

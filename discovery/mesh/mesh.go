@@ -165,16 +165,17 @@ type Service struct {
 	VIPs      []netip.Addr // what DNS answers; IPv4 before IPv6; empty for headless and wildcard hosts
 	// ClusterVIPs are the cluster addresses of a Service that other clusters of the same control plane declare, too;
 	// a proxy there listens for these instead of VIPs. Nil when only the local cluster declares it.
-	ClusterVIPs map[ClusterID][]netip.Addr
-	Resolution  Resolution
-	External    bool        // outside the mesh: no mesh TLS
-	Headless    bool        // DNS answers with endpoint addresses
-	Global      bool        // a ".global" host: merges every exporter, the local cluster included
-	Exported    bool        // the local cluster exports it (set on the local ".svc.cluster.local" service)
-	ExportTo    []ClusterID // when Exported: only to these; empty means every peer. Sorted
-	VisibleTo   []string    `json:",omitempty"` // namespaces that see it (Istio's exportTo); empty: the mesh's default
-	Endpoints   []*Endpoint // sorted by cluster, namespace, workload, address
-	Facts       *Facts      `json:",omitempty"` // when Exported, what multi-cluster services compare; of a ".global" host, what that comes to. Nil when unknown
+	ClusterVIPs     map[ClusterID][]netip.Addr
+	Resolution      Resolution
+	External        bool        // outside the mesh: no mesh TLS
+	Headless        bool        // DNS answers with endpoint addresses
+	Global          bool        // a ".global" host: merges every exporter, the local cluster included
+	Exported        bool        // the local cluster exports it (set on the local ".svc.cluster.local" service)
+	ExportTo        []ClusterID // when Exported: only to these; empty means every peer. Sorted
+	SubjectAltNames []string    `json:",omitempty"` // whom its servers' certificates may name, sorted; empty: the endpoints' identities, or the host
+	VisibleTo       []string    `json:",omitempty"` // namespaces that see it (Istio's exportTo); empty: the mesh's default
+	Endpoints       []*Endpoint // sorted by cluster, namespace, workload, address
+	Facts           *Facts      `json:",omitempty"` // when Exported, what multi-cluster services compare; of a ".global" host, what that comes to. Nil when unknown
 }
 
 // Port returns the port with that number.

@@ -6,16 +6,18 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	dnscommonv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
-	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/locality"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/remote"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/traffic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
@@ -79,6 +81,9 @@ func (u upstream) alpn() []string {
 
 // byAddress reports whether connections go to the very address the client dialled.
 func (u upstream) byAddress() bool {
+	if u.policy.GetLoadBalancer().GetSimple() == networking.LoadBalancerSettings_PASSTHROUGH {
+		return true
+	}
 	return u.service.Resolution == mesh.None || u.service.Headless && !u.port.Protocol.IsHTTP() && u.service.Resolution == mesh.Static
 }
 
@@ -94,9 +99,9 @@ func (v *view) upstreams(s *mesh.Service) []upstream {
 		if p.Protocol == mesh.UDP {
 			continue
 		}
-		out = append(out, v.ranked(upstream{service: s, port: p, policy: r.PolicyFor(p.Number, nil), object: r.Object, facts: f}))
+		out = append(out, v.ranked(upstream{service: s, port: p, policy: v.policyOf(r, s, p.Number, nil), object: r.Object, facts: f}))
 		for _, sub := range r.Subsets {
-			out = append(out, v.ranked(upstream{service: s, port: p, subset: sub.GetName(), labels: sub.GetLabels(), policy: r.PolicyFor(p.Number, sub), object: r.Object, facts: f}))
+			out = append(out, v.ranked(upstream{service: s, port: p, subset: sub.GetName(), labels: sub.GetLabels(), policy: v.policyOf(r, s, p.Number, sub), object: r.Object, facts: f}))
 		}
 	}
 	return out
@@ -154,12 +159,27 @@ func (v *view) outboundClusters() Resources {
 	return r
 }
 
+func (v *view) connectTimeout() *durationpb.Duration {
+	if t := v.meshConfig().GetConnectTimeout(); t.AsDuration() > 0 {
+		return t
+	}
+	return wire.Duration(10 * time.Second)
+}
+
+// policyOf is what the rule says of one port and subset, with what the mesh says of HTTP/2.
+func (v *view) policyOf(r scope.Rule, s *mesh.Service, port uint32, subset *networking.Subset) *networking.TrafficPolicy {
+	return traffic.Defaulted(r.PolicyFor(port, subset), !s.External && v.meshConfig().GetH2UpgradePolicy() == meshconfig.MeshConfig_UPGRADE)
+}
+
 // cluster builds one cluster; the assignment is nil when the endpoints are not served by EDS.
 func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadAssignment) {
 	c := &clusterv3.Cluster{
 		Name:            u.name(),
-		ConnectTimeout:  wire.Duration(10 * time.Second),
+		ConnectTimeout:  v.connectTimeout(),
 		CircuitBreakers: wire.Unlimited(),
+	}
+	if k := v.meshConfig().GetTcpKeepalive(); k != nil {
+		c.UpstreamConnectionOptions = traffic.Keepalive(k)
 	}
 	if u.object.Name != "" {
 		c.Metadata = origin(u.object)
@@ -185,21 +205,39 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 		// every pod aside. Probes of the gateways, retries and the control plane's word do it.
 	}
 	traffic.Apply(c, u.policy, u.rank.Distributes())
-	if u.policy.GetLoadBalancer().GetSimple() == networking.LoadBalancerSettings_PASSTHROUGH && !u.byAddress() {
-		v.problems.add(u.object, "spec.trafficPolicy.loadBalancer.simple", reasonUnsupported, "PASSTHROUGH is taken as ROUND_ROBIN")
-	}
 	v.secure(c, u)
-	traffic.HTTP(c, u.port.Protocol, u.policy.GetConnectionPool().GetHttp())
+	traffic.HTTP(c, u.port.Protocol, u.policy)
 	return c, assignment
 }
 
-// secure chooses the transport: per endpoint in the mesh, one for all where a DestinationRule says so.
+// secure chooses the transport: per endpoint in the mesh, one for all where a DestinationRule says so. A PROXY header is
+// for servers without mesh TLS.
 func (v *view) secure(c *clusterv3.Cluster, u upstream) {
+	v.transport(c, u)
+	p := u.policy.GetProxyProtocol()
+	if p == nil {
+		return
+	}
+	if len(c.TransportSocketMatches) == 0 {
+		c.TransportSocket = socket.AfterProxyHeader(p, c.TransportSocket)
+	}
+	for _, m := range c.TransportSocketMatches {
+		if m.Name == "plaintext" {
+			m.TransportSocket = socket.AfterProxyHeader(p, m.TransportSocket)
+		}
+	}
+}
+
+func (v *view) transport(c *clusterv3.Cluster, u upstream) {
 	tls := u.policy.GetTls()
 	if tls != nil {
 		switch tls.GetMode() {
 		case networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL:
-			c.TransportSocket = v.originatedTLS(tls, u.service.Host, u.port.Protocol.IsHTTP2(), u.object)
+			if tls.GetCredentialName() != "" {
+				v.problems.add(u.object, "spec.trafficPolicy.tls.credentialName", reasonUnsupported, "credentials come from files only")
+				return
+			}
+			c.TransportSocket = socket.Originated(tls, u.service.Host, u.service.SubjectAltNames, u.port.Protocol.IsHTTP2())
 			return
 		case networking.ClientTLSSettings_DISABLE:
 			return
@@ -210,10 +248,13 @@ func (v *view) secure(c *clusterv3.Cluster, u upstream) {
 		return
 	}
 	ids, alpn, name := u.facts.ids, u.alpn(), u.serverName()
+	if len(u.service.SubjectAltNames) > 0 {
+		ids = u.service.SubjectAltNames
+	}
 	if len(tls.GetSubjectAltNames()) > 0 {
 		ids = slices.Compact(slices.Sorted(slices.Values(tls.GetSubjectAltNames())))
 	}
-	direct := outboundTLS(name, alpn, ids)
+	direct := socket.Outbound(name, alpn, ids)
 	if u.byAddress() {
 		if always || u.facts.allTLS {
 			c.TransportSocket = direct
@@ -223,7 +264,7 @@ func (v *view) secure(c *clusterv3.Cluster, u upstream) {
 	if u.facts.gateways {
 		c.TransportSocketMatches = append(c.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{
 			Name: "gateway", Match: wire.Strings("tlsMode", "istio", "via", "gateway"),
-			TransportSocket: throughInternal(outboundTLS("", alpn, ids)),
+			TransportSocket: socket.ThroughInternal(socket.Outbound("", alpn, ids)),
 		})
 	}
 	if always {
@@ -232,14 +273,7 @@ func (v *view) secure(c *clusterv3.Cluster, u upstream) {
 	}
 	c.TransportSocketMatches = append(c.TransportSocketMatches,
 		&clusterv3.Cluster_TransportSocketMatch{Name: "istio", Match: wire.Strings("tlsMode", "istio"), TransportSocket: direct},
-		&clusterv3.Cluster_TransportSocketMatch{Name: "plaintext", Match: wire.Strings(), TransportSocket: rawSocket()})
-}
-
-// throughInternal hands the bytes of inner to an internal listener.
-func throughInternal(inner *corev3.TransportSocket) *corev3.TransportSocket {
-	return &corev3.TransportSocket{Name: "envoy.transport_sockets.internal_upstream", ConfigType: &corev3.TransportSocket_TypedConfig{
-		TypedConfig: wire.Pack(&internalv3.InternalUpstreamTransport{TransportSocket: inner}),
-	}}
+		&clusterv3.Cluster_TransportSocketMatch{Name: "plaintext", Match: wire.Strings(), TransportSocket: socket.Raw()})
 }
 
 // originalDst is a cluster whose one host is the address the client dialled.

@@ -18,6 +18,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/traffic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
@@ -108,8 +109,9 @@ func (v *view) inbound() ([]*clusterv3.Cluster, []*listenerv3.Listener) {
 		if pool == nil {
 			pool = v.scope.Sidecar.GetSpec().GetInboundConnectionPool()
 		}
-		traffic.Apply(c, &networking.TrafficPolicy{ConnectionPool: pool}, false)
-		traffic.HTTP(c, p.protocol, pool.GetHttp())
+		policy := &networking.TrafficPolicy{ConnectionPool: pool}
+		traffic.Apply(c, policy, false)
+		traffic.HTTP(c, p.protocol, policy)
 		clusters = append(clusters, c)
 		if p.opens {
 			opened = append(opened, v.openInbound(g, p, c.GetName(), auth.At(p.number)))
@@ -158,7 +160,7 @@ func (g guard) inboundChains(p localPort, cluster string, mode peerauth.Mode) []
 	var out []*listenerv3.FilterChain
 	if mode != peerauth.Disable {
 		c := chain("mtls", "tls", meshALPN(), filters...)
-		c.TransportSocket = inboundTLS()
+		c.TransportSocket = socket.Inbound()
 		out = append(out, c)
 	}
 	if mode != peerauth.Strict {

@@ -6,16 +6,15 @@ import (
 	"slices"
 	"strconv"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/traffic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
@@ -119,7 +118,7 @@ func (v *view) routesOf(s *mesh.Service, p mesh.Port) []*routev3.Route {
 			return routes
 		}
 	}
-	return []*routev3.Route{v.directRoute(clusterName("outbound", p.Number, "", s.Host), v.scope.RuleFor(s).PolicyFor(p.Number, nil))}
+	return []*routev3.Route{v.directRoute(clusterName("outbound", p.Number, "", s.Host), v.policyOf(v.scope.RuleFor(s), s, p.Number, nil))}
 }
 
 // tcpListeners returns one listener for each address and port of services that do not speak HTTP. TLS services without
@@ -232,7 +231,7 @@ func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain
 			if len(names) == 0 || !v.applies(at, vs, m) {
 				continue
 			}
-			ranges := prefixes(m.GetDestinationSubnets())
+			ranges := wire.Ranges(m.GetDestinationSubnets())
 			for _, n := range names {
 				taken[n] = len(ranges) == 0
 			}
@@ -252,7 +251,9 @@ func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain
 // straight leads connections to the service's own cluster.
 func (v *view) straight(s *mesh.Service, p mesh.Port) *listenerv3.Filter {
 	name := clusterName("outbound", p.Number, "", s.Host)
-	return tcpProxy(name, name)
+	t := &tcpproxyv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: name}, IdleTimeout: wire.Duration(0)}
+	traffic.TCP(t, v.policyOf(v.scope.RuleFor(s), s, p.Number, nil))
+	return tcpFilter(t)
 }
 
 // tcpRoutes returns the chains of rules for some addresses only, and the first rule for all of them. Of chains whose
@@ -271,9 +272,9 @@ func (v *view) tcpRoutes(vs *mesh.VirtualService, at site) (narrow []*listenerv3
 			if len(m.GetDestinationSubnets()) == 0 && m.GetSourceSubnet() == "" {
 				return narrow, v.tcpRoute(vs, t.GetRoute(), at, field)
 			}
-			match := &listenerv3.FilterChainMatch{PrefixRanges: prefixes(m.GetDestinationSubnets())}
+			match := &listenerv3.FilterChainMatch{PrefixRanges: wire.Ranges(m.GetDestinationSubnets())}
 			if m.GetSourceSubnet() != "" {
-				match.SourcePrefixRanges = prefixes([]string{m.GetSourceSubnet()})
+				match.SourcePrefixRanges = wire.Ranges([]string{m.GetSourceSubnet()})
 			}
 			if key := match.String(); !taken[key] {
 				taken[key] = true
@@ -282,21 +283,6 @@ func (v *view) tcpRoutes(vs *mesh.VirtualService, at site) (narrow []*listenerv3
 		}
 	}
 	return narrow, nil
-}
-
-// prefixes reads addresses and ranges of addresses; config has checked them.
-func prefixes(subnets []string) []*corev3.CidrRange {
-	var out []*corev3.CidrRange
-	for _, s := range subnets {
-		p, err := netip.ParsePrefix(s)
-		if a, aerr := netip.ParseAddr(s); aerr == nil {
-			p, err = netip.PrefixFrom(a, a.BitLen()), nil
-		}
-		if err == nil {
-			out = append(out, &corev3.CidrRange{AddressPrefix: p.Masked().Addr().String(), PrefixLen: wire.U32(uint32(p.Bits()))})
-		}
-	}
-	return out
 }
 
 // tcpRoute spreads connections over the destinations; one that does not exist keeps its share, which is closed.
@@ -310,9 +296,7 @@ func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDesti
 		name := blackHoleCluster
 		if to, ok := v.resolve(d.GetDestination(), at.port, vs.Object, field+".route["+strconv.Itoa(i)+"].destination"); ok {
 			name = to.cluster
-			if to.policy.GetLoadBalancer().GetConsistentHash().GetUseSourceIp() {
-				t.HashPolicy = []*typev3.HashPolicy{{PolicySpecifier: &typev3.HashPolicy_SourceIp_{SourceIp: &typev3.HashPolicy_SourceIp{}}}}
-			}
+			traffic.TCP(t, to.policy)
 		}
 		weighted.Clusters = append(weighted.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{Name: name, Weight: uint32(max(d.GetWeight(), 1))})
 	}

@@ -43,5 +43,5 @@ func (v *view) resolve(d *networking.Destination, port uint32, object mesh.Objec
 		v.problems.add(object, field+".subset", reasonUnknownSubset, d.GetHost()+" has no subset "+d.GetSubset())
 		return target{}, false
 	}
-	return target{s, p, clusterName("outbound", number, d.GetSubset(), s.Host), r.PolicyFor(number, sub)}, true
+	return target{s, p, clusterName("outbound", number, d.GetSubset(), s.Host), v.policyOf(r, s, number, sub)}, true
 }

@@ -57,7 +57,7 @@ func Endpoints(old, snap *mesh.Snapshot, p *mesh.Proxy, pairs [][2]*mesh.Service
 			if !slices.Equal(then[i].inside, u.inside) {
 				return nil, false
 			}
-			if p.Type == mesh.Proxyless && !u.port.Protocol.IsHTTP() {
+			if u.byAddress() || p.Type == mesh.Proxyless && !u.port.Protocol.IsHTTP() {
 				continue
 			}
 			out = append(out, v.assignment(u, p.Type == mesh.Proxyless))
@@ -77,7 +77,7 @@ func (f facts) equal(o facts) bool {
 func sameShape(a, b *mesh.Service) bool {
 	return a.Resolution == mesh.Static && b.Resolution == mesh.Static && !a.Headless && !b.Headless &&
 		a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.External == b.External && a.Global == b.Global &&
-		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.VisibleTo, b.VisibleTo) &&
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.VisibleTo, b.VisibleTo) && slices.Equal(a.SubjectAltNames, b.SubjectAltNames) &&
 		maps.EqualFunc(a.ClusterVIPs, b.ClusterVIPs, slices.Equal[[]netip.Addr])
 }
 

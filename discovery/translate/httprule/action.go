@@ -135,6 +135,9 @@ func Hash(p *networking.TrafficPolicy) []*routev3.RouteAction_HashPolicy {
 		h.PolicySpecifier = &routev3.RouteAction_HashPolicy_Header_{Header: &routev3.RouteAction_HashPolicy_Header{HeaderName: k.HttpHeaderName}}
 	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpCookie:
 		c := &routev3.RouteAction_HashPolicy_Cookie{Name: k.HttpCookie.GetName(), Path: k.HttpCookie.GetPath(), Ttl: k.HttpCookie.GetTtl()}
+		for _, a := range k.HttpCookie.GetAttributes() {
+			c.Attributes = append(c.Attributes, &routev3.RouteAction_HashPolicy_CookieAttribute{Name: a.GetName(), Value: a.GetValue()})
+		}
 		h.PolicySpecifier = &routev3.RouteAction_HashPolicy_Cookie_{Cookie: c}
 	case *networking.LoadBalancerSettings_ConsistentHashLB_UseSourceIp:
 		h.PolicySpecifier = &routev3.RouteAction_HashPolicy_ConnectionProperties_{

@@ -5,13 +5,19 @@ package traffic
 
 import (
 	"cmp"
+	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	matcherconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -32,17 +38,7 @@ func Apply(c *clusterv3.Cluster, policy *networking.TrafficPolicy, distribute bo
 			c.ConnectTimeout = t
 		}
 		if k := tcp.GetTcpKeepalive(); k != nil {
-			alive := &corev3.TcpKeepalive{}
-			if k.GetProbes() > 0 {
-				alive.KeepaliveProbes = wire.U32(k.GetProbes())
-			}
-			if s := k.GetTime().GetSeconds(); s > 0 {
-				alive.KeepaliveTime = wire.U32(uint32(s))
-			}
-			if s := k.GetInterval().GetSeconds(); s > 0 {
-				alive.KeepaliveInterval = wire.U32(uint32(s))
-			}
-			c.UpstreamConnectionOptions = &clusterv3.UpstreamConnectionOptions{TcpKeepalive: alive}
+			c.UpstreamConnectionOptions = Keepalive(k)
 		}
 	}
 	if h := policy.GetConnectionPool().GetHttp(); h != nil {
@@ -57,6 +53,7 @@ func Apply(c *clusterv3.Cluster, policy *networking.TrafficPolicy, distribute bo
 			limits.MaxRetries = wire.U32(uint32(n))
 		}
 	}
+	budget(c, policy.GetRetryBudget())
 	if o := policy.GetOutlierDetection(); o != nil {
 		c.OutlierDetection = outliers(o)
 		c.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: float64(o.GetMinHealthPercent())}}
@@ -71,7 +68,6 @@ func Apply(c *clusterv3.Cluster, policy *networking.TrafficPolicy, distribute bo
 	}
 }
 
-// balance takes PASSTHROUGH as ROUND_ROBIN where the cluster has endpoints.
 func balance(c *clusterv3.Cluster, lb *networking.LoadBalancerSettings) {
 	if c.GetLbPolicy() == clusterv3.Cluster_CLUSTER_PROVIDED {
 		return
@@ -95,6 +91,100 @@ func balance(c *clusterv3.Cluster, lb *networking.LoadBalancerSettings) {
 	case networking.LoadBalancerSettings_RANDOM:
 		c.LbPolicy = clusterv3.Cluster_RANDOM
 	}
+	warmUp(c, lb.GetWarmup())
+}
+
+// warmUp raises the share of a new endpoint slowly.
+func warmUp(c *clusterv3.Cluster, w *networking.WarmupConfiguration) {
+	if w.GetDuration().AsDuration() <= 0 {
+		return
+	}
+	slow := &clusterv3.Cluster_SlowStartConfig{SlowStartWindow: w.GetDuration()}
+	if a := w.GetAggression(); a != nil {
+		slow.Aggression = &corev3.RuntimeDouble{DefaultValue: a.GetValue(), RuntimeKey: "isthmus.warmup.aggression"}
+	}
+	if p := w.GetMinimumPercent(); p != nil {
+		slow.MinWeightPercent = &typev3.Percent{Value: p.GetValue()}
+	}
+	switch c.GetLbPolicy() {
+	case clusterv3.Cluster_ROUND_ROBIN:
+		c.LbConfig = &clusterv3.Cluster_RoundRobinLbConfig_{RoundRobinLbConfig: &clusterv3.Cluster_RoundRobinLbConfig{SlowStartConfig: slow}}
+	case clusterv3.Cluster_LEAST_REQUEST:
+		c.LbConfig = &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{SlowStartConfig: slow}}
+	}
+}
+
+// budget bounds retries by the requests under way instead of by a number.
+func budget(c *clusterv3.Cluster, b *networking.TrafficPolicy_RetryBudget) {
+	if b == nil {
+		return
+	}
+	out := &clusterv3.CircuitBreakers_Thresholds_RetryBudget{BudgetInterval: b.GetBudgetInterval()}
+	if p := b.GetPercent(); p != nil {
+		out.BudgetPercent = &typev3.Percent{Value: p.GetValue()}
+	}
+	if n := b.GetMinRetryConcurrency(); n > 0 {
+		out.MinRetryConcurrency = wire.U32(n)
+	}
+	c.GetCircuitBreakers().GetThresholds()[0].RetryBudget = out
+}
+
+// Keepalive turns TCP's probes of idle connections on.
+func Keepalive(k interface {
+	GetProbes() uint32
+	GetTime() *durationpb.Duration
+	GetInterval() *durationpb.Duration
+}) *clusterv3.UpstreamConnectionOptions {
+	alive := &corev3.TcpKeepalive{}
+	if k.GetProbes() > 0 {
+		alive.KeepaliveProbes = wire.U32(k.GetProbes())
+	}
+	if s := k.GetTime().GetSeconds(); s > 0 {
+		alive.KeepaliveTime = wire.U32(uint32(s))
+	}
+	if s := k.GetInterval().GetSeconds(); s > 0 {
+		alive.KeepaliveInterval = wire.U32(uint32(s))
+	}
+	return &clusterv3.UpstreamConnectionOptions{TcpKeepalive: alive}
+}
+
+// TCP sets what a policy says of connections that are passed on as bytes.
+func TCP(t *tcpproxyv3.TcpProxy, policy *networking.TrafficPolicy) {
+	tcp := policy.GetConnectionPool().GetTcp()
+	if d := tcp.GetIdleTimeout(); d != nil {
+		t.IdleTimeout = d
+	}
+	if d := tcp.GetMaxConnectionDuration(); d.AsDuration() > 0 {
+		t.MaxDownstreamConnectionDuration = d
+	}
+	if policy.GetLoadBalancer().GetConsistentHash().GetUseSourceIp() {
+		t.HashPolicy = []*typev3.HashPolicy{{PolicySpecifier: &typev3.HashPolicy_SourceIp_{SourceIp: &typev3.HashPolicy_SourceIp{}}}}
+	}
+	if x := policy.GetTunnel(); x != nil {
+		host := x.GetTargetHost()
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		t.TunnelingConfig = &tcpproxyv3.TcpProxy_TunnelingConfig{
+			Hostname: host + ":" + wire.Itoa(x.GetTargetPort()), UsePost: strings.EqualFold(x.GetProtocol(), "POST"),
+		}
+	}
+}
+
+// Defaulted returns the policy with the mesh's wish to speak HTTP/2 where the policy says nothing of it.
+func Defaulted(p *networking.TrafficPolicy, upgrade bool) *networking.TrafficPolicy {
+	if !upgrade || p.GetConnectionPool().GetHttp().GetH2UpgradePolicy() != networking.ConnectionPoolSettings_HTTPSettings_DEFAULT {
+		return p
+	}
+	p = proto.CloneOf(p)
+	if p.ConnectionPool == nil {
+		p.ConnectionPool = &networking.ConnectionPoolSettings{}
+	}
+	if p.ConnectionPool.Http == nil {
+		p.ConnectionPool.Http = &networking.ConnectionPoolSettings_HTTPSettings{}
+	}
+	p.ConnectionPool.Http.H2UpgradePolicy = networking.ConnectionPoolSettings_HTTPSettings_UPGRADE
+	return p
 }
 
 // outliers enforces what the rule names and nothing else.
@@ -141,7 +231,8 @@ func enforced(on bool) uint32 {
 }
 
 // HTTP says which HTTP the upstream speaks: HTTP/2 by the port's protocol or on request, else HTTP/1.1.
-func HTTP(c *clusterv3.Cluster, p mesh.Protocol, h *networking.ConnectionPoolSettings_HTTPSettings) {
+func HTTP(c *clusterv3.Cluster, p mesh.Protocol, policy *networking.TrafficPolicy) {
+	h := policy.GetConnectionPool().GetHttp()
 	if !p.IsHTTP() {
 		return
 	}
@@ -149,6 +240,14 @@ func HTTP(c *clusterv3.Cluster, p mesh.Protocol, h *networking.ConnectionPoolSet
 	http2 := &corev3.Http2ProtocolOptions{ConnectionKeepalive: &corev3.KeepaliveSettings{
 		Interval: wire.Duration(5 * time.Second), Timeout: wire.Duration(2 * time.Second),
 	}}
+	if k := h.GetHttp2KeepAlive(); k != nil {
+		if d := k.GetInterval(); d.AsDuration() > 0 {
+			http2.ConnectionKeepalive.Interval = d
+		}
+		if d := k.GetTimeout(); d.AsDuration() > 0 {
+			http2.ConnectionKeepalive.Timeout = d
+		}
+	}
 	if n := h.GetMaxConcurrentStreams(); n > 0 {
 		http2.MaxConcurrentStreams = wire.U32(uint32(n))
 	}
@@ -168,16 +267,37 @@ func HTTP(c *clusterv3.Cluster, p mesh.Protocol, h *networking.ConnectionPoolSet
 			ProtocolConfig: &upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
 		})
 	}
-	if t := h.GetIdleTimeout(); t != nil {
-		o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: t}
-	}
+	common := &corev3.HttpProtocolOptions{IdleTimeout: h.GetIdleTimeout()}
 	if n := h.GetMaxRequestsPerConnection(); n > 0 {
-		if o.CommonHttpProtocolOptions == nil {
-			o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{}
-		}
-		o.CommonHttpProtocolOptions.MaxRequestsPerConnection = wire.U32(uint32(n))
+		common.MaxRequestsPerConnection = wire.U32(uint32(n))
 	}
+	if d := policy.GetConnectionPool().GetTcp().GetMaxConnectionDuration(); d.AsDuration() > 0 {
+		common.MaxConnectionDuration = d
+	}
+	if common.IdleTimeout != nil || common.MaxRequestsPerConnection != nil || common.MaxConnectionDuration != nil {
+		o.CommonHttpProtocolOptions = common
+	}
+	o.OutlierDetection = errorCodes(policy.GetOutlierDetection().GetOutlierDetectionHttpErrorCodes())
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptionsKey: wire.Pack(o)}
+}
+
+// errorCodes says which answers count as errors; nil: 5xx.
+func errorCodes(codes []uint32) *upstreamv3.HttpProtocolOptions_OutlierDetection {
+	if len(codes) == 0 {
+		return nil
+	}
+	list := &matcherconfigv3.MatchPredicate_MatchSet{}
+	for _, code := range codes {
+		list.Rules = append(list.Rules, &matcherconfigv3.MatchPredicate{Rule: &matcherconfigv3.MatchPredicate_HttpResponseHeadersMatch{
+			HttpResponseHeadersMatch: &matcherconfigv3.HttpHeadersMatch{Headers: []*routev3.HeaderMatcher{{
+				Name: ":status", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: wire.Exact(wire.Itoa(code))},
+			}}},
+		}})
+	}
+	if len(list.Rules) == 1 {
+		return &upstreamv3.HttpProtocolOptions_OutlierDetection{ErrorMatcher: list.Rules[0]}
+	}
+	return &upstreamv3.HttpProtocolOptions_OutlierDetection{ErrorMatcher: &matcherconfigv3.MatchPredicate{Rule: &matcherconfigv3.MatchPredicate_OrMatch{OrMatch: list}}}
 }
 
 func explicit(e *upstreamv3.HttpProtocolOptions_ExplicitHttpConfig) *upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_ {

@@ -101,6 +101,21 @@ func HostAddress(a netip.Addr) string {
 	return "[" + a.String() + "]"
 }
 
+// Ranges are addresses and ranges of addresses; what is neither is left out.
+func Ranges(subnets []string) []*corev3.CidrRange {
+	var out []*corev3.CidrRange
+	for _, s := range subnets {
+		p, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err == nil {
+			out = append(out, &corev3.CidrRange{AddressPrefix: p.Masked().Addr().String(), PrefixLen: U32(uint32(p.Bits()))})
+		}
+	}
+	return out
+}
+
 // Regex is an RE2 expression that must match the whole value.
 func Regex(expr string) *matcherv3.RegexMatcher { return &matcherv3.RegexMatcher{Regex: expr} }
 
