@@ -181,6 +181,11 @@ type Proxy struct {
 type ProxyState struct {
 	State string `json:"state"` // SYNCED, STALE, NOT SENT, NACK
 	Nack  string `json:"nack,omitempty"`
+	// Sent and Acked are content hashes over all resources of the type; equal hashes, equal resources.
+	Sent    string `json:"sent,omitempty"`
+	Acked   string `json:"acked,omitempty"`
+	Held    int    `json:"held,omitempty"`    // resources that the client has
+	Pending int    `json:"pending,omitempty"` // changes not yet sent
 }
 
 // Machine is a virtual machine that registered itself.

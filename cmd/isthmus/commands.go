@@ -349,19 +349,6 @@ Each way is tried with a TLS handshake, unless --no-probe is given.`,
 	return cmd
 }
 
-func proxyStatusCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "proxy-status", Short: "Show how far each proxy has taken its configuration", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var proxies []admin.Proxy
-			if err := o.client().call(cmd.Context(), http.MethodGet, "/v1/proxies", nil, &proxies); err != nil {
-				return err
-			}
-			return o.print(cmd, proxies, func(t *table) { proxyRows(t, proxies) })
-		},
-	}
-}
-
 // print writes v as JSON or by rows, as --output says.
 func (o *options) print(cmd *cobra.Command, v any, rows func(*table)) error {
 	if o.output == "json" {

@@ -242,28 +242,3 @@ func labelText(labels map[string]string) string {
 	}
 	return "(" + strings.Join(out, ",") + ")"
 }
-
-func proxyRows(t *table, proxies []admin.Proxy) {
-	types := map[string]bool{}
-	for _, p := range proxies {
-		for k := range p.Types {
-			types[k] = true
-		}
-	}
-	cols := slices.Sorted(maps.Keys(types))
-	t.row(append([]string{"NODE", "ADDRESS"}, cols...)...)
-	for _, p := range proxies {
-		cells := []string{p.Node, p.Address}
-		for _, c := range cols {
-			cells = append(cells, or(p.Types[c].State, "-"))
-		}
-		t.row(cells...)
-	}
-	for _, p := range proxies {
-		for _, c := range cols {
-			if n := p.Types[c].Nack; n != "" {
-				t.say("\n%s refused %s: %s", p.Node, c, n)
-			}
-		}
-	}
-}

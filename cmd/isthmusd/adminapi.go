@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -97,14 +98,14 @@ func noLeader(w http.ResponseWriter, message string) {
 	_ = json.NewEncoder(w).Encode(&admin.Error{Reason: "NoLeader", Message: message, Hint: "run the command again: another leads within ten seconds"})
 }
 
-// others asks the replicas that follow this one for their proxies. One that does not answer is left out.
-func (d *daemon) others(clients func() []xds.ClientStatus) func(context.Context) []admin.Proxy {
-	return func(ctx context.Context) []admin.Proxy {
+// others asks the replicas that follow this one for a path. One that does not answer, or has no such thing, is left out.
+func (d *daemon) others(clients func() []xds.ClientStatus) func(context.Context, string) [][]byte {
+	return func(ctx context.Context, path string) [][]byte {
 		ctx, cancel := context.WithTimeout(ctx, askReplica)
 		defer cancel()
 		var mu sync.Mutex
 		var wg sync.WaitGroup
-		var out []admin.Proxy
+		var out [][]byte
 		for _, c := range clients() {
 			id, follows := strings.CutPrefix(c.Node.GetId(), peering.ReplicaNode)
 			_, at, _ := strings.Cut(id, "@")
@@ -112,13 +113,15 @@ func (d *daemon) others(clients func() []xds.ClientStatus) func(context.Context)
 				continue
 			}
 			wg.Go(func() {
-				found, err := d.proxiesOf(ctx, at)
+				found, err := d.askOne(ctx, at, path)
 				if err != nil {
-					d.log.Warn("a replica does not say which proxies it has", "part", "operator", "replica", id, "err", err)
+					d.log.Warn("a replica does not answer", "part", "operator", "replica", id, "path", path, "err", err)
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				out = append(out, found...)
+				if found != nil {
+					out = append(out, found)
+				}
 			})
 		}
 		wg.Wait()
@@ -126,8 +129,16 @@ func (d *daemon) others(clients func() []xds.ClientStatus) func(context.Context)
 	}
 }
 
-func (d *daemon) proxiesOf(ctx context.Context, addr string) ([]admin.Proxy, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+"/v1/proxies?"+admin.LocalOnly+"=true", nil)
+// askOne asks one replica for what it alone knows; nil is that it has no such thing.
+func (d *daemon) askOne(ctx context.Context, addr, path string) ([]byte, error) {
+	u, err := url.Parse("https://" + addr + path)
+	if err != nil {
+		return nil, err
+	}
+	q := u.Query()
+	q.Set(admin.LocalOnly, "true")
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -136,11 +147,13 @@ func (d *daemon) proxiesOf(ctx context.Context, addr string) ([]admin.Proxy, err
 		return nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, nil
+	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("it answers %s", resp.Status)
 	}
-	var out []admin.Proxy
-	return out, json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 64<<20)).Decode(&out)
+	return io.ReadAll(http.MaxBytesReader(nil, resp.Body, 64<<20))
 }
 
 // adminParts serve the admin API to replicas, and over TLS to whoever the API server vouches for.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -165,6 +166,17 @@ func TestPipe(t *testing.T) {
 		return nil
 	})
 
+	t.Run("debug", func(t *testing.T) {
+		for path, want := range map[string]string{
+			"/debug/adsz": "productpage.default", "/debug/configz": "VirtualService", "/debug/endpointz": "10.1.0.12", "/debug/registryz": reviewsHost,
+			"/debug/config_dump?proxyID=productpage.default": reviewsV2,
+		} {
+			var got json.RawMessage
+			if err := d.call(http.MethodGet, path, nil, &got); err != nil || !strings.Contains(string(got), want) {
+				t.Errorf("%s: %v, or no %s in it", path, err, want)
+			}
+		}
+	})
 	t.Run("change", func(t *testing.T) {
 		p.forget()
 		before := d.sent(t)

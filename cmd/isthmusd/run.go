@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/debug"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/operator"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/views"
 	"github.com/isthmus-mesh/isthmus/discovery/config"
@@ -147,9 +148,11 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
 	ads.Register(srv)
 	certs.Register(srv)
+	others := d.others(ads.Clients)
 	op, err := operator.Listen(operator.Config{
 		Socket: cfg.Admin.Socket, Version: version.String(), Local: d.local, Snapshots: st, Peering: d.peering, Alive: d.gossip.Alive,
-		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Sources: d.sourceStates, Others: d.others(ads.Clients), Wrap: d.byLeader, Log: log,
+		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Sources: d.sourceStates, Others: others, Wrap: d.byLeader, Log: log,
+		Debug: debug.Handler(debug.Config{Snapshots: st, Clients: ads.Clients, Held: vs.Held, Others: others}),
 	})
 	if err != nil {
 		return err

@@ -49,8 +49,17 @@ func New(cfg Config) *Guard { return &Guard{cfg: cfg, turns: make(chan struct{},
 // Action is what a call does, in the words of a Role: a verb on a resource of the group admin.isthmus.io.
 type Action struct{ Verb, Resource, Name string }
 
+// debugPages are what may be asked below /debug/.
+var debugPages = []string{"", "adsz", "syncz", "configz", "endpointz", "registryz", "config_dump"}
+
 // action reads it out of a call; false for one that the admin API does not have.
 func action(method, path string) (Action, bool) {
+	if page, ok := strings.CutPrefix(path, "/debug/"); ok {
+		if method != http.MethodGet || !slices.Contains(debugPages, page) {
+			return Action{}, false
+		}
+		return Action{Verb: "get", Resource: "debug"}, true
+	}
 	parts := strings.Split(strings.TrimPrefix(path, "/v1/"), "/")
 	if !strings.HasPrefix(path, "/v1/") || slices.Contains(parts, "") || slices.Contains(parts, "..") {
 		return Action{}, false

@@ -47,8 +47,10 @@ type Config struct {
 	Probe func(ctx context.Context, addrs []string, serverName string) admin.Probe
 	// Sources says how the API servers fare. Nil: none is read.
 	Sources func() []admin.Source
-	// Others gives the proxies of other replicas; nil: there are none.
-	Others func(context.Context) []admin.Proxy
+	// Others asks the other replicas for a path, and returns the answers of those that have one. Nil: there are none.
+	Others func(ctx context.Context, path string) [][]byte
+	// Debug answers below /debug/. Nil: nothing does.
+	Debug http.Handler
 	// Wrap stands before the calls on the socket; nil: nothing does.
 	Wrap func(http.Handler) http.Handler
 	Log  *slog.Logger
@@ -141,6 +143,9 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/status", give(s.status))
 	mux.HandleFunc("GET /v1/proxies", give(func(r *http.Request) ([]admin.Proxy, error) { return s.proxies(r), nil }))
 	mux.HandleFunc("POST /v1/explain", take(s.explain))
+	if s.cfg.Debug != nil {
+		mux.Handle("GET /debug/", s.cfg.Debug)
+	}
 	return mux
 }
 

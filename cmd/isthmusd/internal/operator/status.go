@@ -3,6 +3,7 @@ package operator
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/debug"
 	"github.com/isthmus-mesh/isthmus/discovery/explain"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
@@ -150,7 +152,12 @@ func (s *Server) proxies(r *http.Request) []admin.Proxy {
 	out := []admin.Proxy{}
 	if s.cfg.Others != nil && r.URL.Query().Get(admin.LocalOnly) == "" {
 		defer func() { slices.SortStableFunc(out, func(a, b admin.Proxy) int { return cmp.Compare(a.Node, b.Node) }) }()
-		out = append(out, s.cfg.Others(r.Context())...)
+		for _, body := range s.cfg.Others(r.Context(), "/v1/proxies") {
+			var more []admin.Proxy
+			if json.Unmarshal(body, &more) == nil {
+				out = append(out, more...)
+			}
+		}
 	}
 	for _, c := range s.cfg.Proxies() {
 		if id := c.Node.GetId(); strings.HasPrefix(id, "peer~") || strings.HasPrefix(id, peering.ReplicaNode) {
@@ -162,15 +169,7 @@ func (s *Server) proxies(r *http.Request) []admin.Proxy {
 			if name == "" {
 				name = t.TypeURL[strings.LastIndexByte(t.TypeURL, '.')+1:]
 			}
-			state := admin.ProxyState{State: "STALE", Nack: t.Nack}
-			switch {
-			case t.Nack != "":
-				state.State = "NACK"
-			case t.Pending == 0 && t.Acked == t.Sent: // also when it resumed with all there is
-				state.State = "SYNCED"
-			case t.Sent == "":
-				state.State = "NOT SENT"
-			}
+			state := admin.ProxyState{State: debug.StateOf(t), Nack: t.Nack, Sent: t.Sent, Acked: t.Acked, Held: t.Held, Pending: t.Pending}
 			p.Types[name] = state
 		}
 		out = append(out, p)

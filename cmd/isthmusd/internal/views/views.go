@@ -263,3 +263,17 @@ func (vs *Views) Problems() []mesh.Problem {
 	slices.SortFunc(out, func(a, b mesh.Problem) int { return strings.Compare(a.String(), b.String()) })
 	return slices.Compact(out)
 }
+
+// Held returns what the client with that node id is served, and whether there is one. Of several with one id, as an agent
+// beside its Envoy, each is served the same.
+func (vs *Views) Held(node string) (xds.Set, bool) {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	for _, key := range slices.Sorted(maps.Keys(vs.views)) {
+		if v := vs.views[key]; v.node != nil && v.node.ID == node {
+			set, _ := v.Latest()
+			return set, true
+		}
+	}
+	return nil, false
+}

@@ -1,0 +1,105 @@
+package debug
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/isthmus-mesh/isthmus/discovery/xds"
+)
+
+// Redacted stands for what is not shown.
+const Redacted = "[redacted]"
+
+// dumped says where Envoy's config_dump has the resources of a type: in which message, under which list and field.
+var dumped = []struct{ typ, message, list, field string }{
+	{xds.ClusterType, "ClustersConfigDump", "dynamic_active_clusters", "cluster"},
+	{xds.ListenerType, "ListenersConfigDump", "dynamic_listeners", "listener"},
+	{xds.RouteType, "RoutesConfigDump", "dynamic_route_configs", "route_config"},
+	{xds.EndpointType, "EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config"},
+	{xds.SecretType, "SecretsConfigDump", "dynamic_active_secrets", "secret"},
+}
+
+// dump writes a set in the form of Envoy's config_dump, by name, with what is secret left out.
+func dump(set xds.Set) any {
+	configs := []any{}
+	for _, d := range dumped {
+		list := []any{}
+		for _, name := range slices.Sorted(maps.Keys(set[d.typ])) {
+			r := set[d.typ][name]
+			state := map[string]any{"version_info": r.Version, d.field: shown(r.Body)}
+			switch d.typ {
+			case xds.ListenerType:
+				list = append(list, map[string]any{"name": name, "active_state": state})
+			case xds.SecretType:
+				state["name"] = name
+				list = append(list, state)
+			default:
+				list = append(list, state)
+			}
+		}
+		configs = append(configs, map[string]any{"@type": "type.googleapis.com/envoy.admin.v3." + d.message, d.list: list})
+	}
+	return map[string]any{"configs": configs}
+}
+
+// shown is a resource as JSON. One with parts whose types are not known here is shown as it is on the wire, unless it may
+// carry a key.
+func shown(body *anypb.Any) any {
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(body)
+	if err == nil {
+		var v any
+		if err = json.Unmarshal(text, &v); err == nil {
+			redact(v)
+			return v
+		}
+	}
+	out := map[string]any{"@type": body.GetTypeUrl(), "not_shown": err.Error()}
+	if body.GetTypeUrl() != xds.SecretType && body.GetTypeUrl() != xds.ListenerType && body.GetTypeUrl() != xds.ClusterType {
+		out["wire"] = base64.StdEncoding.EncodeToString(body.GetValue())
+	}
+	return out
+}
+
+// secretFields carry what nobody may see, wherever they stand.
+var secretFields = []string{"private_key", "password", "session_ticket_keys", "generic_secret", "inline_secret", "hmac_secret", "token_secret", "client_secret"}
+
+// redact replaces what stands in secret fields.
+func redact(v any) {
+	switch v := v.(type) {
+	case []any:
+		for _, x := range v {
+			redact(x)
+		}
+	case map[string]any:
+		for k, x := range v {
+			if !slices.Contains(secretFields, k) {
+				redact(x)
+				continue
+			}
+			hide(v, k, x)
+		}
+	}
+}
+
+// hide keeps where a secret is read from, and not what it says.
+func hide(in map[string]any, key string, x any) {
+	if m, ok := x.(map[string]any); ok {
+		for _, inline := range []string{"inline_bytes", "inline_string"} {
+			if _, ok := m[inline]; ok {
+				m[inline] = Redacted
+			}
+		}
+		if key == "private_key" || key == "password" {
+			return // a data source: what is left is a file's or a variable's name
+		}
+		if m["sds_config"] != nil || m["name"] != nil && len(m) == 1 {
+			return // a reference
+		}
+	}
+	in[key] = Redacted
+}
