@@ -29,6 +29,8 @@ type Snapshot struct {
 	Exports    []*Export   // ServiceExports of the local cluster, sorted by namespace and name
 	Imports    []*Import   // sorted by namespace, name, cluster: what each peer exports to us
 	Problems   []Problem   // sorted by object
+
+	Delta *Delta `json:"-"` // nil: compare with the Snapshot before; see Since
 }
 
 // Service returns the service with exactly that host, or nil.

@@ -30,6 +30,15 @@ type builder struct {
 	merged    map[string]*merged            // ".global" services by host
 	assigned  *assignment                   // the last one
 	delegated map[*mesh.VirtualService]*delegation
+
+	// What the last Snapshot was made of, for the short path (patch.go). A nil draft: there is none, build anew.
+	draft                   *draft
+	inputs                  []mesh.Input // until the memo is made of them
+	memo                    *memo
+	configured              *mesh.Cluster
+	missing                 []string
+	base, network, handover []mesh.Problem // without those of Check; those of networks and of delegates are apart
+	short                   int            // Snapshots made by the short path
 }
 
 func newBuilder(cfg Config) *builder {
@@ -46,6 +55,8 @@ type draft struct {
 	byHost  map[string]*mesh.Service
 	decl    map[string]*mesh.ServiceDecl // by host; of several clusters the first
 	claims  map[string][]netip.Addr      // by ".global" host
+	shared  map[string][]part            // hosts that other clusters declare
+	routes  []*mesh.VirtualService       // as declared, before delegates
 }
 
 type objectKey struct{ kind, namespace, name string }
@@ -56,7 +67,7 @@ type sliceKey struct {
 	namespace, name string
 }
 
-// build is a pure function of the inputs, the Snapshot before and the held addresses, but for keeping new addresses.
+// build makes a Snapshot from nothing but the inputs. It is a pure function of the inputs, the Snapshot before and the held addresses, but for keeping new addresses.
 func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	d := &draft{
 		Snapshot: &mesh.Snapshot{Revision: b.prev.Revision + 1, Local: b.cfg.Local},
@@ -72,13 +83,14 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	d.clusters(inputs)
 	d.collect(inputs)
 	d.meshConfig(inputs)
-	b.delegates(d)
+	d.routes = d.VirtualServices
+	b.handover = d.apart(b.delegates)
 	if p := d.networks(inputs); !reflect.DeepEqual(p, b.places) {
 		b.places, b.joined = p, nil // every endpoint may be on another network
 	}
 	b.place(d)
-	b.checkNetworks(d)
-	if !slices.Equal(d.Workloads, b.prev.Workloads) {
+	b.network = d.apart(b.checkNetworks)
+	if b.index == nil || !slices.Equal(d.Workloads, b.prev.Workloads) {
 		b.index = newIndexes(d.Workloads, b.clusterOf)
 	}
 	b.declare(d)
@@ -88,13 +100,31 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	b.global(d)
 	b.addresses(d)
 	b.share(d)
-	if b.cfg.Check != nil {
-		d.Problems = append(d.Problems, b.cfg.Check(d.Snapshot)...)
-	}
-	slices.SortStableFunc(d.Problems, func(x, y mesh.Problem) int { return strings.Compare(x.String(), y.String()) })
-	d.Problems = slices.Compact(d.Problems)
-	b.prev = d.Snapshot
+	b.base = d.Problems
+	b.finish(d.Snapshot)
+	d.byHost, d.exports, d.claims = nil, nil, nil
+	b.prev, b.draft, b.inputs, b.memo, b.configured, b.missing = d.Snapshot, d, inputs, nil, b.cfg.Local, missing
 	return d.Snapshot
+}
+
+// apart returns the problems that f adds, and takes them out of the draft.
+func (d *draft) apart(f func(*draft)) []mesh.Problem {
+	kept := d.Problems
+	d.Problems = nil
+	f(d)
+	found := d.Problems
+	d.Problems = kept
+	return found
+}
+
+// finish completes a Snapshot with everything that is wrong in it.
+func (b *builder) finish(snap *mesh.Snapshot) {
+	problems := slices.Concat(b.base, b.network, b.handover)
+	if b.cfg.Check != nil {
+		problems = append(problems, b.cfg.Check(snap)...)
+	}
+	slices.SortStableFunc(problems, func(x, y mesh.Problem) int { return strings.Compare(x.String(), y.String()) })
+	snap.Problems = slices.Compact(problems)
 }
 
 func (d *draft) problem(p mesh.Problem) { d.Problems = append(d.Problems, p) }
@@ -129,14 +159,9 @@ func (d *draft) collect(inputs []mesh.Input) {
 		d.decls = append(d.decls, keep(in.Services, func(x *mesh.ServiceDecl) bool { return firstIn(x.Cluster, x.Object) })...)
 		d.Workloads = append(d.Workloads, keep(in.Workloads, func(x *mesh.Workload) bool { return firstIn(x.Cluster, x.Object) })...)
 		d.exports = append(d.exports, keep(in.Exports, func(x *mesh.Export) bool { return first(x.Object) })...)
-		d.VirtualServices = append(d.VirtualServices, keep(in.VirtualServices, func(x *mesh.VirtualService) bool { return first(x.Object) })...)
-		d.DestinationRules = append(d.DestinationRules, keep(in.DestinationRules, func(x *mesh.DestinationRule) bool { return first(x.Object) })...)
-		d.Sidecars = append(d.Sidecars, keep(in.Sidecars, func(x *mesh.SidecarConfig) bool { return first(x.Object) })...)
-		d.Gateways = append(d.Gateways, keep(in.Gateways, func(x *mesh.Gateway) bool { return first(x.Object) })...)
-		d.PeerAuthentications = append(d.PeerAuthentications, keep(in.PeerAuthentications, func(x *mesh.PeerAuthentication) bool { return first(x.Object) })...)
-		d.AuthorizationPolicies = append(d.AuthorizationPolicies, keep(in.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) bool { return first(x.Object) })...)
-		d.RequestAuthentications = append(d.RequestAuthentications, keep(in.RequestAuthentications, func(x *mesh.RequestAuthentication) bool { return first(x.Object) })...)
-		d.EnvoyFilters = append(d.EnvoyFilters, keep(in.EnvoyFilters, func(x *mesh.EnvoyFilter) bool { return first(x.Object) })...)
+		for _, k := range carried {
+			k.collect(d.Snapshot, &in, first)
+		}
 		d.Imports = append(d.Imports, in.Imports...)
 	}
 	if d.managed() {
@@ -146,14 +171,9 @@ func (d *draft) collect(inputs []mesh.Input) {
 	byObject(d.decls, func(x *mesh.ServiceDecl) *mesh.ObjectRef { return &x.Object })
 	byObject(d.Workloads, func(x *mesh.Workload) *mesh.ObjectRef { return &x.Object })
 	byObject(d.exports, func(x *mesh.Export) *mesh.ObjectRef { return &x.Object })
-	byObject(d.VirtualServices, func(x *mesh.VirtualService) *mesh.ObjectRef { return &x.Object })
-	byObject(d.DestinationRules, func(x *mesh.DestinationRule) *mesh.ObjectRef { return &x.Object })
-	byObject(d.Sidecars, func(x *mesh.SidecarConfig) *mesh.ObjectRef { return &x.Object })
-	byObject(d.Gateways, func(x *mesh.Gateway) *mesh.ObjectRef { return &x.Object })
-	byObject(d.PeerAuthentications, func(x *mesh.PeerAuthentication) *mesh.ObjectRef { return &x.Object })
-	byObject(d.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) *mesh.ObjectRef { return &x.Object })
-	byObject(d.RequestAuthentications, func(x *mesh.RequestAuthentication) *mesh.ObjectRef { return &x.Object })
-	byObject(d.EnvoyFilters, func(x *mesh.EnvoyFilter) *mesh.ObjectRef { return &x.Object })
+	for _, k := range carried {
+		k.sort(d.Snapshot)
+	}
 	slices.SortFunc(d.Imports, func(a, b *mesh.Import) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), cmp.Compare(a.Cluster, b.Cluster))
 	})
@@ -182,16 +202,7 @@ func keep[T any](xs []T, ok func(T) bool) []T {
 
 // byObject sorts stably, so that values of one object keep their order.
 func byObject[T any](xs []T, ref func(T) *mesh.ObjectRef) {
-	slices.SortStableFunc(xs, func(a, b T) int {
-		x, y := ref(a), ref(b)
-		if c := strings.Compare(x.Namespace, y.Namespace); c != 0 {
-			return c
-		}
-		if c := strings.Compare(x.Name, y.Name); c != 0 {
-			return c
-		}
-		return strings.Compare(x.Kind, y.Kind)
-	})
+	slices.SortStableFunc(xs, func(a, b T) int { return compareObjects(ref(a), ref(b)) })
 }
 
 // export marks the local services that ServiceExports and labels name. Only the local cluster's objects count.

@@ -1,13 +1,18 @@
 package store
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
+	"testing/synctest"
 
+	"github.com/prometheus/client_golang/prometheus"
+	networking "istio.io/api/networking/v1"
 	"pgregory.net/rapid"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -81,6 +86,204 @@ func TestRememberingChangesNothing(t *testing.T) {
 	})
 }
 
+// vary is an input with one thing changed: what the short path is for.
+func vary(t *rapid.T, in mesh.Input) mesh.Input {
+	name := rapid.SampledFrom([]string{"a", "b", "c", "d"})
+	switch rapid.IntRange(0, 4).Draw(t, "vary") {
+	case 0:
+		p := pod(name.Draw(t, "pod"), name.Draw(t, "app"), "10.0.0."+rapid.SampledFrom([]string{"1", "2", "3", "4"}).Draw(t, "ip"))
+		in.Workloads = append(slices.Clone(in.Workloads), p)
+	case 1:
+		if len(in.Workloads) > 0 {
+			in.Workloads = slices.Clone(in.Workloads[1:])
+		}
+	case 2:
+		if len(in.Workloads) > 0 {
+			w := *in.Workloads[0]
+			w.Ready, w.Addresses = !w.Ready, []string{"10.0.0." + rapid.SampledFrom([]string{"1", "2", "5"}).Draw(t, "ip")}
+			w.Labels = map[string]string{"app": name.Draw(t, "app")}
+			in.Workloads = append([]*mesh.Workload{&w}, in.Workloads[1:]...)
+		}
+	case 3:
+		if len(in.Slices) > 0 && rapid.Bool().Draw(t, "there") {
+			s := *in.Slices[0]
+			s.Endpoints = []*mesh.Endpoint{{Address: "10.0.0." + rapid.SampledFrom([]string{"1", "2", "5"}).Draw(t, "ip"), Ready: rapid.Bool().Draw(t, "ready")}}
+			in.Slices = []*mesh.EndpointSlice{&s}
+		} else {
+			in.Slices = nil
+		}
+	case 4:
+		spec := &networking.VirtualService{Hosts: []string{name.Draw(t, "host")}}
+		if rapid.Bool().Draw(t, "hands over") {
+			spec.Http = []*networking.HTTPRoute{{Delegate: &networking.Delegate{Name: name.Draw(t, "to"), Namespace: "shop"}}}
+		} else if rapid.Bool().Draw(t, "is handed") {
+			spec.Hosts, spec.Http = nil, []*networking.HTTPRoute{{DirectResponse: &networking.HTTPDirectResponse{Status: 200}}}
+		}
+		in.VirtualServices = []*mesh.VirtualService{{Object: mesh.ObjectRef{Kind: "VirtualService", Namespace: "shop", Name: name.Draw(t, "rule")}, Spec: spec}}
+		in.DestinationRules = rapid.SampledFrom([][]*mesh.DestinationRule{nil, {{Object: mesh.ObjectRef{Kind: "DestinationRule", Namespace: "shop", Name: "d"}, Spec: &networking.DestinationRule{Host: "a"}}}}).Draw(t, "destination rules")
+	}
+	return in
+}
+
+// However a Snapshot came about, it is what a builder that never saw another makes, and it says what changed.
+func TestShortPathChangesNothing(t *testing.T) {
+	short := 0
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := DefaultConfig(local())
+		cfg.PodNames = rapid.Bool().Draw(t, "pod names")
+		cfg.Check = func(s *mesh.Snapshot) (out []mesh.Problem) {
+			for _, v := range s.VirtualServices {
+				out = append(out, mesh.Problem{Object: v.Object, Reason: "Seen"})
+			}
+			for _, s := range s.Services {
+				for _, e := range s.Endpoints {
+					out = append(out, mesh.Problem{Object: s.Object, Reason: "Has", Message: fmt.Sprint(e.Cluster, e.Network, e.Labels)})
+				}
+			}
+			return out
+		}
+		b := newBuilder(cfg)
+		inputs := make([]mesh.Input, 3)
+		for i := range inputs {
+			inputs[i] = randomInput(t)
+		}
+		prev := b.build(slices.Clone(inputs), nil)
+		for range rapid.IntRange(1, 8).Draw(t, "steps") {
+			var changes []change
+			now := slices.Clone(inputs)
+			for i := range now {
+				if !rapid.Bool().Draw(t, "changes") {
+					continue
+				}
+				if rapid.IntRange(0, 9).Draw(t, "how") == 0 {
+					now[i] = sharing(now[i], randomInput(t))
+				} else {
+					now[i] = vary(t, now[i])
+				}
+				changes = append(changes, change{inputs[i], now[i]})
+			}
+			inputs = now
+			fresh := newBuilder(cfg)
+			fresh.held = maps.Clone(b.held)
+			got := b.next(changes, func() []mesh.Input { return slices.Clone(inputs) }, nil)
+			want := fresh.build(inputs, nil)
+			compareSnapshots(t, got, want)
+			if d, ok := got.Since(prev); ok {
+				checkDelta(t, prev, got, d)
+			}
+			prev = got
+		}
+		short += b.short
+	})
+	if short == 0 {
+		t.Error("the short path was never taken")
+	}
+}
+
+// A source may read all of its file again: what is the same is not looked at twice.
+func TestFileReadAgainTakesTheShortPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(DefaultConfig(local()), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		sink := s.Sink("file")
+		read := func(ready bool) mesh.Input {
+			p := pod("a-1", "a", "10.0.0.1")
+			p.Ready = ready
+			return mesh.Input{Services: []*mesh.ServiceDecl{service("a"), service("b")}, Workloads: []*mesh.Workload{p, pod("b-1", "b", "10.0.0.2")}}
+		}
+		report := func(ready bool) *mesh.Snapshot {
+			_, changed := s.Latest()
+			sink.Report("a.yaml", read(ready))
+			<-changed
+			snap, _ := s.Latest()
+			return snap
+		}
+		before := report(true)
+		after := report(false)
+		d, ok := after.Since(before)
+		if !ok || len(d.Services) != 1 || d.Config || d.Services[0].Now != after.Services[0] || after.Services[0].Endpoints[0].Ready || after.Services[1] != before.Services[1] {
+			t.Errorf("delta %+v of %s", d, show(after.Services))
+		}
+		if _, ok := after.Since(nil); ok {
+			t.Error("a difference to nothing")
+		}
+		same := report(false)
+		if d, ok := same.Since(after); !ok || len(d.Services) != 0 {
+			t.Errorf("the same again differs: %+v", d)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Every carried kind stands under its own name in the inputs and in the Snapshot.
+func TestCarriedKinds(t *testing.T) {
+	for _, k := range carried {
+		in, snap := reflect.TypeFor[mesh.Input](), reflect.TypeFor[mesh.Snapshot]()
+		x, ok := in.FieldByName(k.field())
+		y, also := snap.FieldByName(k.field())
+		if !ok || !also || x.Type != y.Type {
+			t.Errorf("%s is not a field of both mesh.Input and mesh.Snapshot", k.field())
+			continue
+		}
+		input, out := mesh.Input{}, mesh.Snapshot{}
+		list := reflect.ValueOf(&input).Elem().FieldByName(k.field())
+		list.Set(reflect.Append(list, reflect.New(x.Type.Elem().Elem())))
+		k.collect(&out, &input, func(mesh.ObjectRef) bool { return true })
+		if reflect.ValueOf(out).FieldByName(k.field()).Len() != 1 || len(k.refs(&input)) != 1 {
+			t.Errorf("%s is read from, or put into, another field", k.field())
+		}
+	}
+}
+
+func compareSnapshots(t *rapid.T, got, want *mesh.Snapshot) {
+	a, b := reflect.ValueOf(*got), reflect.ValueOf(*want)
+	for i := range a.NumField() {
+		name := a.Type().Field(i).Name
+		if name == "Revision" || name == "Delta" {
+			continue
+		}
+		if x, y := a.Field(i), b.Field(i); x.Kind() == reflect.Slice && x.Len()+y.Len() == 0 || reflect.DeepEqual(x.Interface(), y.Interface()) {
+			continue
+		}
+		if name == "Services" {
+			t.Fatalf("services differ:\n%s\n%s", show(got.Services), show(want.Services))
+		}
+		t.Fatalf("%s differ:\n%s\n%s", name, values(a.Field(i)), values(b.Field(i)))
+	}
+}
+
+func values(list reflect.Value) (out string) {
+	if list.Kind() != reflect.Slice {
+		return fmt.Sprintf("%+v", list)
+	}
+	for i := range list.Len() {
+		out += fmt.Sprintf("%+v\n", reflect.Indirect(list.Index(i)))
+	}
+	return out
+}
+
+func checkDelta(t *rapid.T, prev, got *mesh.Snapshot, d *mesh.Delta) {
+	now := slices.Clone(prev.Services)
+	for _, x := range d.Services {
+		i := slices.Index(now, x.Was)
+		if i < 0 {
+			t.Fatalf("%s was not there", x.Was.Host)
+		}
+		now[i] = x.Now
+	}
+	if !slices.Equal(now, got.Services) {
+		t.Fatalf("services that changed: %d, and others besides", len(d.Services))
+	}
+	if !d.Config && (!slices.Equal(prev.VirtualServices, got.VirtualServices) || !slices.Equal(prev.DestinationRules, got.DestinationRules)) {
+		t.Fatal("configuration changed")
+	}
+}
+
 func show(ss []*mesh.Service) string {
 	out := ""
 	for _, s := range ss {
@@ -107,14 +310,17 @@ func BenchmarkOneEndpoint(b *testing.B) {
 			}
 			builder := newBuilder(DefaultConfig(local()))
 			builder.build(inputs, nil)
+			builder.memo = builder.remember(builder.inputs)
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				w := *inputs[7].Workloads[3]
-				w.Ready = i%2 == 0
-				ws := slices.Clone(inputs[7].Workloads)
-				ws[3] = &w
-				inputs[7].Workloads = ws
-				builder.build(inputs, nil)
+				old := inputs[7]
+				w := *old.Workloads[3]
+				w.Ready = i%2 == 1
+				inputs[7].Workloads = slices.Clone(old.Workloads)
+				inputs[7].Workloads[3] = &w
+				if snap := builder.next([]change{{old, inputs[7]}}, func() []mesh.Input { return inputs }, nil); len(snap.Delta.Services) != 1 {
+					b.Fatalf("services that changed: %d", len(snap.Delta.Services))
+				}
 			}
 		})
 	}

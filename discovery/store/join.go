@@ -20,6 +20,7 @@ type indexes map[mesh.ClusterID]*index
 type index struct {
 	byLabel   map[labelKey][]*mesh.Workload
 	byAddress map[string]*mesh.Workload
+	several   map[string]bool // addresses of more than one workload, the first of which counts
 }
 
 type labelKey struct{ namespace, key, value string }
@@ -29,7 +30,7 @@ func newIndexes(workloads []*mesh.Workload, clusterOf func(mesh.ClusterID) mesh.
 	for _, w := range workloads {
 		x := out[clusterOf(w.Cluster)]
 		if x == nil {
-			x = &index{byLabel: map[labelKey][]*mesh.Workload{}, byAddress: make(map[string]*mesh.Workload, len(workloads))}
+			x = &index{byLabel: map[labelKey][]*mesh.Workload{}, byAddress: make(map[string]*mesh.Workload, len(workloads)), several: map[string]bool{}}
 			out[clusterOf(w.Cluster)] = x
 		}
 		for k, v := range w.Labels {
@@ -39,10 +40,62 @@ func newIndexes(workloads []*mesh.Workload, clusterOf func(mesh.ClusterID) mesh.
 		for _, a := range w.Addresses {
 			if x.byAddress[a] == nil {
 				x.byAddress[a] = w
+			} else if x.byAddress[a] != w {
+				x.several[a] = true
 			}
 		}
 	}
 	return out
+}
+
+// remove takes a workload out. It returns false when it cannot tell what the index would be without it.
+func (x indexes) remove(b *builder, w *mesh.Workload) bool {
+	of := x[b.clusterOf(w.Cluster)]
+	if of == nil {
+		return false
+	}
+	for _, a := range w.Addresses {
+		if of.several[a] {
+			return false
+		}
+		delete(of.byAddress, a)
+	}
+	for k, v := range w.Labels {
+		key := labelKey{w.Namespace, k, v}
+		i := slices.Index(of.byLabel[key], w)
+		if i < 0 {
+			return false
+		}
+		if len(of.byLabel[key]) == 1 {
+			delete(of.byLabel, key)
+		} else {
+			of.byLabel[key] = slices.Delete(of.byLabel[key], i, i+1)
+		}
+	}
+	return true
+}
+
+// insert puts a workload in. It returns false when it cannot tell what the index would be with it.
+func (x indexes) insert(b *builder, w *mesh.Workload) bool {
+	of := x[b.clusterOf(w.Cluster)]
+	if of == nil {
+		return false
+	}
+	for _, a := range w.Addresses {
+		if have := of.byAddress[a]; have != nil && have != w {
+			return false
+		}
+		of.byAddress[a] = w
+	}
+	for k, v := range w.Labels {
+		key := labelKey{w.Namespace, k, v}
+		i, taken := slices.BinarySearchFunc(of.byLabel[key], w, func(a, b *mesh.Workload) int { return compareObjects(&a.Object, &b.Object) })
+		if taken {
+			return false
+		}
+		of.byLabel[key] = slices.Insert(of.byLabel[key], i, w)
+	}
+	return true
 }
 
 // at returns the workload with the address, or nil.
@@ -126,7 +179,7 @@ func (b *builder) declare(d *draft) {
 		s.Ports, s.VIPs, s.ClusterVIPs, s.Endpoints = c.ports, c.vips, c.cluster, c.ends
 		d.Problems = append(d.Problems, c.problems...)
 	}
-	b.combined = combined
+	b.combined, d.shared = combined, shared
 }
 
 // join finds what a declaration's endpoints are made from, and makes them when that is not what it was.

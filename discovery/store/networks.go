@@ -221,24 +221,29 @@ func (b *builder) place(d *draft) {
 	}
 	next := map[*mesh.Workload]*mesh.Workload{}
 	for i, w := range d.Workloads {
-		if w.Network != "" || len(w.Addresses) == 0 {
-			continue
+		if placed := b.placeOne(w); placed != w {
+			next[w], d.Workloads[i] = placed, placed
 		}
-		id := b.clusterOf(w.Cluster)
-		n := b.places.of(id, w.Addresses[0], false)
-		if n == "" || id == b.cfg.Local.ID && n == b.cfg.Local.Network {
-			continue
-		}
-		placed := b.placed[w]
-		if placed == nil || placed.Network != n {
-			c := *w
-			c.Network = n
-			placed = &c
-		}
-		next[w] = placed
-		d.Workloads[i] = placed
 	}
 	b.placed = next
+}
+
+// placeOne returns w on the network that it is on, w itself when that is the local one or w says so.
+func (b *builder) placeOne(w *mesh.Workload) *mesh.Workload {
+	if w.Network != "" || len(w.Addresses) == 0 {
+		return w
+	}
+	id := b.clusterOf(w.Cluster)
+	n := b.places.of(id, w.Addresses[0], false)
+	if n == "" || id == b.cfg.Local.ID && n == b.cfg.Local.Network {
+		return w
+	}
+	if placed := b.placed[w]; placed != nil && placed.Network == n {
+		return placed
+	}
+	c := *w
+	c.Network = n
+	return &c
 }
 
 // checkNetworks reports what keeps clusters of one control plane from reaching each other.

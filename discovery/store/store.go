@@ -63,8 +63,9 @@ type Store struct {
 	local   *mesh.Cluster
 	held    map[string][]netip.Addr // what the next Snapshot remembers; nil: as before
 	inputs  map[inputKey]mesh.Input
-	waiting map[string]bool // sources not synced yet
-	dirty   chan struct{}   // holds one token while inputs are newer than the Snapshot
+	built   map[inputKey]mesh.Input // what changed since the last build, as it was then
+	waiting map[string]bool         // sources not synced yet
+	dirty   chan struct{}           // holds one token while inputs are newer than the Snapshot
 
 	out     sync.RWMutex
 	latest  *mesh.Snapshot
@@ -78,16 +79,18 @@ type metrics struct {
 	duration prometheus.Histogram
 	services prometheus.Gauge
 	problems prometheus.Gauge
+	short    prometheus.Counter
 }
 
 // New makes a store; it builds nothing until Run.
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) *Store {
 	f := promauto.With(reg)
 	s := &Store{
-		cfg: cfg, log: log, local: cfg.Local, inputs: map[inputKey]mesh.Input{}, waiting: map[string]bool{},
+		cfg: cfg, log: log, local: cfg.Local, inputs: map[inputKey]mesh.Input{}, built: map[inputKey]mesh.Input{}, waiting: map[string]bool{},
 		dirty: make(chan struct{}, 1), changed: make(chan struct{}),
 		metrics: &metrics{
 			builds:   f.NewCounter(prometheus.CounterOpts{Namespace: "isthmus", Subsystem: "store", Name: "builds_total", Help: "Snapshots built."}),
+			short:    f.NewCounter(prometheus.CounterOpts{Namespace: "isthmus", Subsystem: "store", Name: "short_builds_total", Help: "Of the Snapshots built, those that cost only what their changes touch."}),
 			duration: f.NewHistogram(prometheus.HistogramOpts{Namespace: "isthmus", Subsystem: "store", Name: "build_seconds", Help: "Time to build one Snapshot.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8)}),
 			services: f.NewGauge(prometheus.GaugeOpts{Namespace: "isthmus", Subsystem: "store", Name: "services", Help: "Services in the newest Snapshot."}),
 			problems: f.NewGauge(prometheus.GaugeOpts{Namespace: "isthmus", Subsystem: "store", Name: "problems", Help: "Problems in the newest Snapshot."}),
@@ -109,18 +112,42 @@ type sink struct {
 
 // Report implements mesh.Sink.
 func (k sink) Report(key string, in mesh.Input) {
-	k.store.mu.Lock()
-	k.store.inputs[inputKey{k.source, key}] = in
-	k.store.mu.Unlock()
-	k.store.touch()
+	s, id := k.store, inputKey{k.source, key}
+	s.mu.Lock()
+	old := s.inputs[id]
+	s.mu.Unlock()
+	in = sharing(old, in)
+	s.mu.Lock()
+	s.note(id)
+	s.inputs[id] = in
+	s.mu.Unlock()
+	s.touch()
 }
 
 // Forget implements mesh.Sink.
 func (k sink) Forget(key string) {
 	k.store.mu.Lock()
+	k.store.note(inputKey{k.source, key})
 	delete(k.store.inputs, inputKey{k.source, key})
 	k.store.mu.Unlock()
 	k.store.touch()
+}
+
+// note keeps what the last build saw under a key that is about to change. The caller holds mu.
+func (s *Store) note(id inputKey) {
+	if _, noted := s.built[id]; !noted {
+		s.built[id] = s.inputs[id]
+	}
+}
+
+// changes returns what differs from the last build, in the order of keys, and begins anew. The caller holds mu.
+func (s *Store) changes() []change {
+	out := make([]change, 0, len(s.built))
+	for _, id := range slices.SortedFunc(maps.Keys(s.built), compareKeys) {
+		out = append(out, change{s.built[id], s.inputs[id]})
+	}
+	s.built = map[inputKey]mesh.Input{}
+	return out
 }
 
 // Synced implements mesh.Sink.
@@ -173,14 +200,16 @@ func (s *Store) Run(ctx context.Context) error {
 	for {
 		started := time.Now()
 		s.mu.Lock()
-		inputs, missing := s.sorted(), s.missing()
+		changes, missing := s.changes(), s.missing()
 		b.cfg.Local = s.local
 		if s.held != nil {
 			b.held, b.assigned, s.held = s.held, nil, nil
 		}
 		s.mu.Unlock()
-		snap := b.build(inputs, missing)
+		short := b.short
+		snap := b.next(changes, s.all, missing)
 		s.metrics.builds.Inc()
+		s.metrics.short.Add(float64(b.short - short))
 		s.metrics.duration.Observe(time.Since(started).Seconds())
 		s.metrics.services.Set(float64(len(snap.Services)))
 		s.metrics.problems.Set(float64(len(snap.Problems)))
@@ -198,6 +227,14 @@ func (s *Store) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// all returns the inputs for a build from nothing else.
+func (s *Store) all() []mesh.Input {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.built)
+	return s.sorted()
 }
 
 // sorted returns the inputs in the order of their keys. The caller holds mu.

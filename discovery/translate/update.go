@@ -11,9 +11,15 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// Changed compares two Snapshots by pointer. It returns the services, old and new in turn, that differ; ok is false when
+// Changed compares two Snapshots by pointer, unless the newer says how it differs. It returns the services, old and new in turn, that differ; ok is false when
 // anything else differs, or when services came or went.
 func Changed(old, snap *mesh.Snapshot) (pairs [][2]*mesh.Service, ok bool) {
+	if d, known := snap.Since(old); known {
+		for _, x := range d.Services {
+			pairs = append(pairs, [2]*mesh.Service{x.Was, x.Now})
+		}
+		return pairs, !d.Config
+	}
 	if old == nil || len(old.Services) != len(snap.Services) || old.Local != snap.Local || !slices.Equal(old.Clusters, snap.Clusters) ||
 		!slices.Equal(old.VirtualServices, snap.VirtualServices) || !slices.Equal(old.DestinationRules, snap.DestinationRules) || !slices.Equal(old.Sidecars, snap.Sidecars) ||
 		!slices.Equal(old.Networks, snap.Networks) || old.MeshConfig != snap.MeshConfig || !slices.Equal(old.Gateways, snap.Gateways) || !slices.Equal(old.PeerAuthentications, snap.PeerAuthentications) ||

@@ -1,0 +1,156 @@
+package store
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+)
+
+// carried are the kinds of objects that pass from the inputs to the Snapshot as they are, sorted by namespace and name.
+// To add one: a field in mesh.Input, one of the same name in mesh.Snapshot, and a line here. Duplicates are refused, and
+// the short path of a change (patch.go) works for it without another word.
+var carried = []carrier{
+	kind[mesh.VirtualService]{"VirtualServices",
+		func(in *mesh.Input) *[]*mesh.VirtualService { return &in.VirtualServices }, func(s *mesh.Snapshot) *[]*mesh.VirtualService { return &s.VirtualServices },
+		func(x *mesh.VirtualService) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.DestinationRule]{"DestinationRules",
+		func(in *mesh.Input) *[]*mesh.DestinationRule { return &in.DestinationRules }, func(s *mesh.Snapshot) *[]*mesh.DestinationRule { return &s.DestinationRules },
+		func(x *mesh.DestinationRule) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.SidecarConfig]{"Sidecars",
+		func(in *mesh.Input) *[]*mesh.SidecarConfig { return &in.Sidecars }, func(s *mesh.Snapshot) *[]*mesh.SidecarConfig { return &s.Sidecars },
+		func(x *mesh.SidecarConfig) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.Gateway]{"Gateways",
+		func(in *mesh.Input) *[]*mesh.Gateway { return &in.Gateways }, func(s *mesh.Snapshot) *[]*mesh.Gateway { return &s.Gateways },
+		func(x *mesh.Gateway) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.PeerAuthentication]{"PeerAuthentications",
+		func(in *mesh.Input) *[]*mesh.PeerAuthentication { return &in.PeerAuthentications }, func(s *mesh.Snapshot) *[]*mesh.PeerAuthentication { return &s.PeerAuthentications },
+		func(x *mesh.PeerAuthentication) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.AuthorizationPolicy]{"AuthorizationPolicies",
+		func(in *mesh.Input) *[]*mesh.AuthorizationPolicy { return &in.AuthorizationPolicies }, func(s *mesh.Snapshot) *[]*mesh.AuthorizationPolicy { return &s.AuthorizationPolicies },
+		func(x *mesh.AuthorizationPolicy) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.RequestAuthentication]{"RequestAuthentications",
+		func(in *mesh.Input) *[]*mesh.RequestAuthentication { return &in.RequestAuthentications }, func(s *mesh.Snapshot) *[]*mesh.RequestAuthentication { return &s.RequestAuthentications },
+		func(x *mesh.RequestAuthentication) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.EnvoyFilter]{"EnvoyFilters",
+		func(in *mesh.Input) *[]*mesh.EnvoyFilter { return &in.EnvoyFilters }, func(s *mesh.Snapshot) *[]*mesh.EnvoyFilter { return &s.EnvoyFilters },
+		func(x *mesh.EnvoyFilter) *mesh.ObjectRef { return &x.Object }},
+}
+
+// carrier is a kind whose type is hidden.
+type carrier interface {
+	// field is the name of the field in mesh.Input.
+	field() string
+	// refs lists the objects of an input.
+	refs(in *mesh.Input) []mesh.ObjectRef
+	// collect adds those objects of an input that are the first of their name.
+	collect(s *mesh.Snapshot, in *mesh.Input, first func(mesh.ObjectRef) bool)
+	sort(s *mesh.Snapshot)
+	// patch makes the list of s as if the inputs had always been these. The names of what differs are unique.
+	patch(s *mesh.Snapshot, changes []change) (changed bool)
+}
+
+// kind says where objects of one type are kept.
+type kind[T any] struct {
+	name string
+	in   func(*mesh.Input) *[]*T
+	out  func(*mesh.Snapshot) *[]*T
+	ref  func(*T) *mesh.ObjectRef
+}
+
+func (k kind[T]) field() string { return k.name }
+
+func (k kind[T]) refs(in *mesh.Input) []mesh.ObjectRef {
+	var out []mesh.ObjectRef
+	for _, x := range *k.in(in) {
+		out = append(out, *k.ref(x))
+	}
+	return out
+}
+
+func (k kind[T]) collect(s *mesh.Snapshot, in *mesh.Input, first func(mesh.ObjectRef) bool) {
+	for _, x := range *k.in(in) {
+		if first(*k.ref(x)) {
+			*k.out(s) = append(*k.out(s), x)
+		}
+	}
+}
+
+func (k kind[T]) sort(s *mesh.Snapshot) { byObject(*k.out(s), k.ref) }
+
+func (k kind[T]) patch(s *mesh.Snapshot, changes []change) bool {
+	var gone, come []*T
+	for i := range changes {
+		out, in := differences(*k.in(&changes[i].old), *k.in(&changes[i].now))
+		gone, come = append(gone, out...), append(come, in...)
+	}
+	if len(gone)+len(come) == 0 {
+		return false
+	}
+	compare := func(a, b *T) int { return compareObjects(k.ref(a), k.ref(b)) }
+	*k.out(s) = patched(*k.out(s), gone, come, compare)
+	return true
+}
+
+// differences returns what is in one list and not in the other, by pointer.
+func differences[T any](old, now []*T) (gone, come []*T) {
+	if slices.Equal(old, now) {
+		return nil, nil
+	}
+	had := make(map[*T]bool, len(old))
+	for _, x := range old {
+		had[x] = true
+	}
+	for _, x := range now {
+		if had[x] {
+			delete(had, x)
+		} else {
+			come = append(come, x)
+		}
+	}
+	for _, x := range old {
+		if had[x] {
+			gone = append(gone, x)
+		}
+	}
+	return gone, come
+}
+
+// patched returns a sorted list without what is gone, with what has come. What compares as equal is the same object.
+func patched[T any](list, gone, come []T, compare func(a, b T) int) []T {
+	if len(gone)+len(come) == 0 {
+		return list
+	}
+	out := slices.Grow(slices.Clone(list), len(come))
+	var more []T
+	for _, x := range come {
+		if i, there := slices.BinarySearchFunc(out, x, compare); there {
+			out[i] = x // the most often: it is another value
+		} else {
+			more = append(more, x)
+		}
+	}
+	for _, x := range gone {
+		if i, there := slices.BinarySearchFunc(out, x, compare); there && !slices.ContainsFunc(come, func(y T) bool { return compare(x, y) == 0 }) {
+			out = slices.Delete(out, i, i+1)
+		}
+	}
+	for _, x := range more {
+		i, _ := slices.BinarySearchFunc(out, x, compare)
+		out = slices.Insert(out, i, x)
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+func compareObjects(x, y *mesh.ObjectRef) int {
+	if c := strings.Compare(x.Namespace, y.Namespace); c != 0 {
+		return c
+	}
+	if c := strings.Compare(x.Name, y.Name); c != 0 {
+		return c
+	}
+	return strings.Compare(x.Kind, y.Kind)
+}
