@@ -221,6 +221,9 @@ func (st *stream) seal(set Set, b batch, due bool, next int) (batch, int, bool) 
 	if due {
 		known := s.known()
 		b.flight = st.launch(s)
+		if st.judge != nil {
+			s.flights[len(s.flights)-1].sent = b.adds
+		}
 		st.launched(set, b, known)
 	}
 	return b, next, due

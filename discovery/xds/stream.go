@@ -18,6 +18,7 @@ type stream struct {
 	log          *slog.Logger
 	metrics      *metrics
 	view         *view
+	judge        Judge // nil: the feed does not care
 	slot         int
 	release      func()
 	disconnected func(clean bool)
@@ -70,7 +71,10 @@ type entry struct {
 	dead    bool      // no longer in sub.entries
 }
 
-type flight struct{ nonce, version string }
+type flight struct {
+	nonce, version string
+	sent           []*Resource // kept for a Judge only
+}
 
 // notify wakes the sender.
 func (st *stream) notify() {
@@ -184,6 +188,9 @@ func (st *stream) answered(s *sub, nonce string, refusal *string) bool {
 	}
 	f := s.flights[at]
 	st.settled(s, s.flights[:at+1], refusal != nil)
+	if st.judge != nil && len(f.sent) > 0 {
+		st.judge.Answered(s.typ, f.sent, refusal)
+	}
 	s.flights = slices.Delete(s.flights, 0, at+1)
 	if refusal == nil {
 		s.status.Acks++

@@ -54,6 +54,13 @@ type Feed interface {
 	Latest() (Set, <-chan struct{})
 }
 
+// Judge is a Feed that is told what its clients say to what they were sent.
+type Judge interface {
+	// Answered reports that a client took resources of a type, or refused some of them with a text. It is called with
+	// locks held: it must not block, and must not call back.
+	Answered(typ string, sent []*Resource, refusal *string)
+}
+
 // Client is who opened a stream.
 type Client struct {
 	Node     *corev3.Node
@@ -216,6 +223,7 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, delta bool) (*stre
 	st := &stream{client: c, delta: delta, since: time.Now(), log: s.log, metrics: s.metrics,
 		wake: make(chan struct{}, 1), subs: map[string]*sub{}, warmed: map[string]bool{},
 		warmTime: s.warmTime, cold: map[string]cold{}, ignored: map[string]bool{}}
+	st.judge, _ = feed.(Judge)
 	st.release = func() {
 		if release != nil {
 			release()

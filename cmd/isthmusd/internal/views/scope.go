@@ -29,6 +29,7 @@ type scope struct {
 	of       *mesh.Snapshot
 	set      xds.Set
 	problems []mesh.Problem
+	touched  touched // by EnvoyFilters
 }
 
 // refresh makes the scope of p for the change's newest snapshot out of the scope before, which may be nil.
@@ -40,18 +41,18 @@ func (vs *Views) refresh(old *scope, p *mesh.Proxy, c change) *scope {
 			return s
 		}
 	}
-	set, problems, err := resources(c.to, p)
+	set, touched, problems, err := resources(c.to, p, vs.trialOf(p).skip)
 	if err != nil {
 		// One scope that cannot be encoded keeps what it has; the others go on.
 		vs.log.Error("translation not served", "part", "views", "revision", c.to.Revision, "err", err)
 		if old == nil {
 			return &scope{of: c.to}
 		}
-		return &scope{id: old.id, set: old.set, problems: old.problems}
+		return &scope{id: old.id, set: old.set, problems: old.problems, touched: old.touched}
 	}
 	vs.encoded.share(set)
 	maps.Copy(set, vs.namesFor(p, c.to))
-	s := &scope{of: c.to, set: set, problems: problems}
+	s := &scope{of: c.to, set: set, problems: problems, touched: touched}
 	if old == nil {
 		s.id = vs.next()
 	} else {
@@ -64,7 +65,7 @@ func (vs *Views) refresh(old *scope, p *mesh.Proxy, c change) *scope {
 
 // endpoints is the short path: the scope before, with other assignments of the services that changed. It returns nil when that does not do.
 func (vs *Views) endpoints(old *scope, p *mesh.Proxy, c change) *scope {
-	s := &scope{of: c.to, problems: old.problems, set: maps.Clone(old.set)}
+	s := &scope{of: c.to, problems: old.problems, touched: old.touched, set: maps.Clone(old.set)}
 	if p != nil {
 		assignments, ok := translate.Endpoints(c.from, c.to, p, c.pairs)
 		if !ok {
@@ -96,6 +97,7 @@ func (vs *Views) endpoints(old *scope, p *mesh.Proxy, c change) *scope {
 type overlay struct {
 	services []*mesh.Service // of its workload
 	set      xds.Set
+	touched  touched
 }
 
 // overlayOf returns the view's overlay for the change's newest snapshot: the one it has, if that is still right.
@@ -110,16 +112,17 @@ func (vs *Views) overlayOf(v *view, c change) *overlay {
 	if v.own != nil && c.endpointsOnly && slices.Equal(v.own.services, services) {
 		return v.own
 	}
-	set, err := encode(patch.Apply(c.to, v.proxy, translate.Own(c.to, v.proxy, services), nil).Resources)
+	r := patch.Apply(c.to, v.proxy, translate.Own(c.to, v.proxy, services), vs.trialOf(v.proxy).skip)
+	set, err := encode(r.Resources)
 	if err != nil {
 		vs.log.Error("translation not served", "part", "views", "node", v.proxy.ID, "revision", c.to.Revision, "err", err)
 		return v.own
 	}
 	vs.encoded.share(set)
-	o := &overlay{services: services, set: set}
+	o := &overlay{services: services, set: set, touched: touchedBy(r)}
 	if v.own != nil {
 		if o.set = set.Sharing(v.own.set); sameMaps(o.set, v.own.set) {
-			v.own.services = services
+			v.own.services, v.own.touched = services, o.touched
 			return v.own
 		}
 	}
@@ -246,13 +249,13 @@ func (p pool) sweep(scopes map[string]*scope) {
 }
 
 // resources translates for one proxy; nil is a DNS server.
-func resources(snap *mesh.Snapshot, p *mesh.Proxy) (xds.Set, []mesh.Problem, error) {
+func resources(snap *mesh.Snapshot, p *mesh.Proxy, skip func(*mesh.EnvoyFilter) bool) (xds.Set, touched, []mesh.Problem, error) {
 	if p == nil {
-		return xds.Set{}, nil, nil
+		return xds.Set{}, nil, nil, nil
 	}
-	r, problems := served.To(snap, p)
-	set, err := encode(r)
-	return set, problems, err
+	r := served.Without(snap, p, skip)
+	set, err := encode(r.Resources)
+	return set, touchedBy(r), r.Problems, err
 }
 
 func encode(r translate.Resources) (xds.Set, error) {

@@ -38,7 +38,10 @@ type Views struct {
 	// owned lists the services that have a connected proxy's workload as an endpoint.
 	owned   map[workload][]*mesh.Service
 	encoded pool
-	made    uint64 // sets made, to name them
+	made    uint64            // sets made, to name them
+	trials  map[string]*trial // by scope; those that some Envoy refused something of
+
+	verdicts verdicts
 }
 
 type workload struct {
@@ -52,6 +55,7 @@ func workloadOf(p *mesh.Proxy) workload { return workload{p.Cluster, p.Namespace
 type view struct {
 	node  *mesh.Proxy // as it describes itself; nil: a DNS server
 	proxy *mesh.Proxy // node, placed by the newest snapshot
+	said  *verdicts
 	users int
 	seen  uint64   // scope.id that was published
 	base  xds.Set  // the scope's set that was published
@@ -98,6 +102,7 @@ func (v *view) place(snap *mesh.Snapshot) {
 func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) *Views {
 	return &Views{
 		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{}, names: map[mesh.ClusterID]xds.Set{},
+		trials: map[string]*trial{}, verdicts: verdicts{arrived: make(chan struct{}, 1)},
 		duration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "isthmus", Subsystem: "views", Name: "translate_seconds", Help: "Time to translate one snapshot for one scope, by path: full, or endpoints alone.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
@@ -114,10 +119,17 @@ func (vs *Views) Run(ctx context.Context) error {
 			vs.renew(snap)
 			vs.mu.Unlock()
 		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil
+		for waiting := true; waiting; {
+			select {
+			case <-changed:
+				waiting = false
+			case <-vs.verdicts.arrived:
+				vs.mu.Lock()
+				vs.judge()
+				vs.mu.Unlock()
+			case <-ctx.Done():
+				return nil
+			}
 		}
 	}
 }
@@ -136,7 +148,7 @@ func (vs *Views) Feed(n *corev3.Node, identity string) (xds.Feed, func(), error)
 	}
 	v := vs.views[key]
 	if v == nil {
-		v = &view{node: proxy, proxy: proxy, changed: make(chan struct{})}
+		v = &view{node: proxy, proxy: proxy, said: &vs.verdicts, changed: make(chan struct{})}
 		vs.views[key] = v
 		if snap, _ := vs.snapshots.Latest(); snap != nil {
 			vs.renew(snap)
@@ -151,6 +163,7 @@ func (vs *Views) Feed(n *corev3.Node, identity string) (xds.Feed, func(), error)
 		defer vs.mu.Unlock()
 		if v.users--; v.users == 0 && vs.views[key] == v {
 			delete(vs.views, key)
+			vs.abandon(v)
 		}
 	}, nil
 }
@@ -199,6 +212,7 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 		}
 		v.follow(s, vs.overlayOf(v, c))
 	}
+	maps.DeleteFunc(vs.trials, func(key string, _ *trial) bool { return vs.scopes[key] == nil })
 	vs.encoded.sweep(vs.scopes)
 }
 
@@ -257,8 +271,11 @@ func (vs *Views) Problems() []mesh.Problem {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	var out []mesh.Problem
-	for _, s := range vs.scopes {
+	for key, s := range vs.scopes {
 		out = append(out, s.problems...)
+		if t := vs.trials[key]; t != nil {
+			out = append(out, t.problems(vs.of)...)
+		}
 	}
 	slices.SortFunc(out, func(a, b mesh.Problem) int { return strings.Compare(a.String(), b.String()) })
 	return slices.Compact(out)
