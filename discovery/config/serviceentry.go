@@ -21,7 +21,11 @@ func (o *object) serviceEntry() {
 	decl := &mesh.ServiceDecl{Object: o.ref, External: spec.Location == networking.ServiceEntry_MESH_EXTERNAL}
 	decl.Hosts = o.entryHosts(spec)
 	decl.Ports = o.entryPorts(spec)
-	decl.Addresses = o.entryAddresses(spec)
+	decl.Addresses, decl.Ranges = o.entryAddresses(spec)
+	decl.OneAddress = spec.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN
+	if decl.OneAddress && len(spec.Endpoints) > 1 {
+		o.reject("spec.endpoints", ReasonConflict, "resolution DNS_ROUND_ROBIN takes one endpoint", "keep one, or write resolution DNS")
+	}
 	decl.Resolution = o.resolution(spec)
 	if spec.WorkloadSelector != nil {
 		decl.Selector = spec.WorkloadSelector.Labels
@@ -119,20 +123,21 @@ func (o *object) entryPorts(spec *networking.ServiceEntry) []mesh.Port {
 	return out
 }
 
-// entryAddresses takes single addresses, also when written as a prefix.
-func (o *object) entryAddresses(spec *networking.ServiceEntry) []netip.Addr {
+// entryAddresses takes single addresses, also when written as a prefix, and ranges.
+func (o *object) entryAddresses(spec *networking.ServiceEntry) (addresses []netip.Addr, ranges []netip.Prefix) {
 	var single, fields []string
 	for i, s := range spec.Addresses {
 		at := fmt.Sprintf("spec.addresses[%d]", i)
 		if prefix, err := netip.ParsePrefix(s); err == nil {
 			if s = prefix.Addr().String(); !prefix.IsSingleIP() {
-				o.unsupported(at, "a range of addresses is not matched")
+				ranges = append(ranges, prefix.Masked())
 				continue
 			}
 		}
 		single, fields = append(single, s), append(fields, at)
 	}
-	return o.addresses(single, func(i int) string { return fields[i] })
+	slices.SortFunc(ranges, func(a, b netip.Prefix) int { return cmp.Compare(a.String(), b.String()) })
+	return o.addresses(single, func(i int) string { return fields[i] }), slices.Compact(ranges)
 }
 
 func (o *object) resolution(spec *networking.ServiceEntry) mesh.Resolution {
@@ -168,8 +173,8 @@ func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *netw
 	case err == nil && a.Zone() == "":
 		out.Address = a.Unmap().String()
 	case strings.HasPrefix(out.Address, "unix:"):
-		o.unsupported(at+".address", "the endpoint is left out")
-		return nil
+		out.Address = e.GetAddress() // paths have capitals
+		o.socket(at, spec, e)
 	case out.Address == "":
 		o.reject(at+".address", ReasonMissing, "the address is missing", "write an IP address")
 	case !dns:
@@ -199,6 +204,19 @@ func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *netw
 		out.TLS, out.Network = true, ""
 	}
 	return out
+}
+
+// socket checks an endpoint that is a unix socket.
+func (o *object) socket(at string, spec *networking.ServiceEntry, e *networking.WorkloadEntry) {
+	path, ok := strings.CutPrefix(e.GetAddress(), "unix://")
+	switch {
+	case !ok || !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "@"):
+		o.invalid(at+".address", show(e.GetAddress())+" is not a unix socket", "write unix:///PATH, or unix://@NAME")
+	case spec.Resolution != networking.ServiceEntry_STATIC:
+		o.invalid(at+".address", "a unix socket needs resolution STATIC", "write resolution: STATIC")
+	case len(e.GetPorts()) > 0:
+		o.reject(at+".ports", ReasonConflict, "a unix socket has no ports", "remove them")
+	}
 }
 
 // gatewayPort is where gateways between clusters listen; they take nothing but mesh TLS.

@@ -24,12 +24,14 @@ type ServiceDecl struct {
 	External   bool
 	Headless   bool
 	// PublishNotReady: selected pods count as ready whatever they say (publishNotReadyAddresses).
-	PublishNotReady bool        `json:",omitempty"`
-	Export          bool        // label isthmus.io/export: "true" on the Service or its Namespace
-	ExportTo        []ClusterID // annotation isthmus.io/export-to; empty: every peer
-	Facts           *Facts      `json:",omitempty"` // of a Kubernetes Service; nil otherwise
-	SubjectAltNames []string    `json:",omitempty"` // whom its servers' certificates may name (ServiceEntry); empty: as elsewhere
-	VisibleTo       []string    `json:",omitempty"` // namespaces that see it (Istio's exportTo: names, ".", "*", "~"); empty: the mesh's default
+	PublishNotReady bool           `json:",omitempty"`
+	Export          bool           // label isthmus.io/export: "true" on the Service or its Namespace
+	ExportTo        []ClusterID    // annotation isthmus.io/export-to; empty: every peer
+	Facts           *Facts         `json:",omitempty"` // of a Kubernetes Service; nil otherwise
+	Ranges          []netip.Prefix `json:",omitempty"` // ServiceEntry addresses that are ranges
+	OneAddress      bool           `json:",omitempty"` // resolution DNS: connections go to whatever address was resolved last (DNS_ROUND_ROBIN)
+	SubjectAltNames []string       `json:",omitempty"` // whom its servers' certificates may name (ServiceEntry); empty: as elsewhere
+	VisibleTo       []string       `json:",omitempty"` // namespaces that see it (Istio's exportTo: names, ".", "*", "~"); empty: the mesh's default
 }
 
 // EndpointSlice is a Kubernetes EndpointSlice of a Service that has no selector here.

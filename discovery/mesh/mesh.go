@@ -141,7 +141,7 @@ type Endpoint struct {
 	Namespace string            // namespace of the workload
 	Cluster   ClusterID         // where it runs
 	Network   NetworkID         // who reaches it directly
-	Address   string            // IP; a host name when the Service's Resolution is DNS; "unix://" paths are not supported
+	Address   string            // IP; a host name when the Service's Resolution is DNS; "unix://PATH" for a socket of a ServiceEntry
 	Ports     map[uint32]uint32 // service port number -> port at Address
 	Labels    map[string]string // subsets select by these
 	Identity  string            // SPIFFE id, empty when unknown
@@ -167,15 +167,17 @@ type Service struct {
 	// a proxy there listens for these instead of VIPs. Nil when only the local cluster declares it.
 	ClusterVIPs     map[ClusterID][]netip.Addr
 	Resolution      Resolution
-	External        bool        // outside the mesh: no mesh TLS
-	Headless        bool        // DNS answers with endpoint addresses
-	Global          bool        // a ".global" host: merges every exporter, the local cluster included
-	Exported        bool        // the local cluster exports it (set on the local ".svc.cluster.local" service)
-	ExportTo        []ClusterID // when Exported: only to these; empty means every peer. Sorted
-	SubjectAltNames []string    `json:",omitempty"` // whom its servers' certificates may name, sorted; empty: the endpoints' identities, or the host
-	VisibleTo       []string    `json:",omitempty"` // namespaces that see it (Istio's exportTo); empty: the mesh's default
-	Endpoints       []*Endpoint // sorted by cluster, namespace, workload, address
-	Facts           *Facts      `json:",omitempty"` // when Exported, what multi-cluster services compare; of a ".global" host, what that comes to. Nil when unknown
+	External        bool           // outside the mesh: no mesh TLS
+	Headless        bool           // DNS answers with endpoint addresses
+	Global          bool           // a ".global" host: merges every exporter, the local cluster included
+	Exported        bool           // the local cluster exports it (set on the local ".svc.cluster.local" service)
+	ExportTo        []ClusterID    // when Exported: only to these; empty means every peer. Sorted
+	Ranges          []netip.Prefix `json:",omitempty"` // connections to these addresses are for it; DNS does not answer them
+	OneAddress      bool           `json:",omitempty"` // resolution DNS: connections go to whatever address was resolved last
+	SubjectAltNames []string       `json:",omitempty"` // whom its servers' certificates may name, sorted; empty: the endpoints' identities, or the host
+	VisibleTo       []string       `json:",omitempty"` // namespaces that see it (Istio's exportTo); empty: the mesh's default
+	Endpoints       []*Endpoint    // sorted by cluster, namespace, workload, address
+	Facts           *Facts         `json:",omitempty"` // when Exported, what multi-cluster services compare; of a ".global" host, what that comes to. Nil when unknown
 }
 
 // Port returns the port with that number.

@@ -133,7 +133,7 @@ func (w want) equal(o want) bool {
 func (b *builder) addresses(d *draft) {
 	a := &assignment{wants: make([]want, len(d.Services))}
 	for i, s := range d.Services {
-		a.wants[i] = want{host: s.Host, shared: s.Global, given: s.VIPs, needs: !s.Headless && !strings.HasPrefix(s.Host, "*"), claims: d.claims[s.Host]}
+		a.wants[i] = want{host: s.Host, shared: s.Global, given: s.VIPs, needs: !s.Headless && s.Resolution != mesh.None && len(s.Ranges) == 0 && !strings.HasPrefix(s.Host, "*"), claims: d.claims[s.Host]}
 	}
 	if b.assigned != nil && slices.EqualFunc(a.wants, b.assigned.wants, want.equal) {
 		a = b.assigned

@@ -166,7 +166,7 @@ func (b *builder) declare(d *draft) {
 				Host: host, Name: decl.Object.Name, Namespace: decl.Object.Namespace, Object: decl.Object,
 				Ports: j.ports, VIPs: decl.Addresses, Resolution: decl.Resolution,
 				External: decl.External, Headless: decl.Headless, Endpoints: j.endpoints,
-				Global: strings.HasSuffix(host, mesh.GlobalSuffix), VisibleTo: decl.VisibleTo, SubjectAltNames: decl.SubjectAltNames,
+				Global: strings.HasSuffix(host, mesh.GlobalSuffix), VisibleTo: decl.VisibleTo, SubjectAltNames: decl.SubjectAltNames, Ranges: decl.Ranges, OneAddress: decl.OneAddress,
 			}
 		}
 	}
@@ -295,7 +295,7 @@ func sortEndpoints(es []*mesh.Endpoint) { slices.SortFunc(es, compareEndpoints) 
 func equalService(a, b *mesh.Service) bool {
 	return a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.Resolution == b.Resolution &&
 		a.External == b.External && a.Headless == b.Headless && a.Global == b.Global && a.Exported == b.Exported &&
-		reflect.DeepEqual(a.Facts, b.Facts) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.ExportTo, b.ExportTo) && slices.Equal(a.VisibleTo, b.VisibleTo) && slices.Equal(a.SubjectAltNames, b.SubjectAltNames) &&
+		reflect.DeepEqual(a.Facts, b.Facts) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.ExportTo, b.ExportTo) && slices.Equal(a.VisibleTo, b.VisibleTo) && slices.Equal(a.SubjectAltNames, b.SubjectAltNames) && slices.Equal(a.Ranges, b.Ranges) && a.OneAddress == b.OneAddress &&
 		maps.EqualFunc(a.ClusterVIPs, b.ClusterVIPs, slices.Equal[[]netip.Addr]) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, func(x, y *mesh.Endpoint) bool { return x == y || reflect.DeepEqual(x, y) })
 }

@@ -191,7 +191,7 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 		c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
 	case u.service.Resolution == mesh.DNS:
 		c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
-			Name: "envoy.clusters.dns", TypedConfig: wire.Pack(&dnsv3.DnsCluster{RespectDnsTtl: true, DnsLookupFamily: dnscommonv3.DnsLookupFamily_ALL}),
+			Name: "envoy.clusters.dns", TypedConfig: wire.Pack(&dnsv3.DnsCluster{RespectDnsTtl: true, DnsLookupFamily: dnscommonv3.DnsLookupFamily_ALL, AllAddressesInSingleEndpoint: u.service.OneAddress}),
 		}}
 		c.LoadAssignment = v.assignment(u, false)
 	default:

@@ -86,12 +86,16 @@ func (v *view) locateOne(u upstream, e *mesh.Endpoint, plain bool) (located, boo
 	}
 	switch {
 	case path.Direct:
-		if _, err := netip.ParseAddr(e.Address); err != nil && u.service.Resolution != mesh.DNS {
+		path, unix := strings.CutPrefix(e.Address, "unix://")
+		if _, err := netip.ParseAddr(e.Address); err != nil && !unix && u.service.Resolution != mesh.DNS {
 			v.problems.add(u.service.Object, "", reasonInvalid, "address "+e.Address+" of endpoint "+e.Workload+" is not an IP")
 			return l, false
 		}
 		l.key = e.Address + "|" + wire.Itoa(port)
 		l.lb.GetEndpoint().Address = wire.Socket(e.Address, port)
+		if unix {
+			l.lb.GetEndpoint().Address = wire.Pipe(path)
+		}
 		// What a proxy sends to its own workload is not captured again, so nobody would end mutual TLS there.
 		if !plain && !v.isSelf(e) && v.takesTLS(e, u.port) {
 			l.lb.Metadata = endpointMetadata(e, "tlsMode", "istio")

@@ -134,8 +134,9 @@ func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener 
 			}
 			chains := v.tcpChains(s, p)
 			addresses := v.listenAddresses(s)
-			if len(addresses) == 0 {
-				v.share(shared, s, p, chains, http)
+			// Who asks another server than ours for an external name calls an address that is not known here.
+			if len(addresses) == 0 || len(s.Ranges) > 0 || s.External && p.Protocol != mesh.TCP {
+				v.share(shared, s, p, len(addresses) > 0, http)
 			}
 			for _, a := range addresses {
 				l := &listener{
@@ -162,32 +163,46 @@ func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener 
 	return out
 }
 
-// share adds the chains of a service without address to the port's wildcard listener.
-func (v *view) share(shared map[uint32][]*listenerv3.FilterChain, s *mesh.Service, p mesh.Port, chains []*listenerv3.FilterChain, http map[uint32][]*routev3.VirtualHost) {
+// share adds the chains of a service that has no address of its own, or not only, to the port's wildcard listener: by
+// range of addresses, else by server name.
+func (v *view) share(shared map[uint32][]*listenerv3.FilterChain, s *mesh.Service, p mesh.Port, known bool, http map[uint32][]*routev3.VirtualHost) {
 	switch {
-	case p.Protocol == mesh.TCP:
-		if s.Resolution != mesh.None && !s.Headless {
-			v.problems.add(s.Object, "spec.addresses", reasonNoAddress, "port "+wire.Itoa(p.Number)+" of "+s.Host+" is TCP and the host has no address to know it by")
-		}
 	case http[p.Number] != nil:
-		v.problems.add(s.Object, "spec.ports", reasonPortConflict, "port "+wire.Itoa(p.Number)+" of "+s.Host+" is TLS without an address, other services speak HTTP there")
-	case s.Host != "*":
-		taken := map[string]bool{}
-		for _, c := range shared[p.Number] {
-			for _, n := range c.GetFilterChainMatch().GetServerNames() {
-				taken[n] = true
-			}
+		if !known {
+			v.problems.add(s.Object, "spec.ports", reasonPortConflict, "port "+wire.Itoa(p.Number)+" of "+s.Host+" is "+string(p.Protocol)+" without an address of its own, other services speak HTTP there")
 		}
-		for _, c := range chains {
+	case len(s.Ranges) > 0, p.Protocol != mesh.TCP && s.Host != "*":
+		for _, c := range v.tcpChains(s, p) {
 			if c.FilterChainMatch == nil {
-				c.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: []string{s.Host}}
+				c.FilterChainMatch = &listenerv3.FilterChainMatch{}
 			}
-			if !slices.ContainsFunc(c.GetFilterChainMatch().GetServerNames(), func(n string) bool { return taken[n] }) {
+			if m := c.FilterChainMatch; len(s.Ranges) == 0 && len(m.ServerNames) == 0 {
+				m.ServerNames = []string{s.Host}
+			} else if len(m.PrefixRanges) == 0 {
+				m.PrefixRanges = wire.Prefixes(s.Ranges)
+			}
+			if free(shared[p.Number], c.FilterChainMatch) {
 				shared[p.Number] = append(shared[p.Number], c)
-				taken[c.GetFilterChainMatch().GetServerNames()[0]] = true
 			}
 		}
+	case p.Protocol == mesh.TCP && !known && s.Resolution != mesh.None && !s.Headless:
+		v.problems.add(s.Object, "spec.addresses", reasonNoAddress, "port "+wire.Itoa(p.Number)+" of "+s.Host+" is TCP and the host has no address to know it by")
 	}
+}
+
+// free reports whether no chain has the match, or one of its server names at the same addresses: Envoy refuses a
+// listener with two.
+func free(chains []*listenerv3.FilterChain, m *listenerv3.FilterChainMatch) bool {
+	ranges := func(m *listenerv3.FilterChainMatch) string {
+		return (&listenerv3.FilterChainMatch{PrefixRanges: m.GetPrefixRanges(), SourcePrefixRanges: m.GetSourcePrefixRanges()}).String()
+	}
+	return !slices.ContainsFunc(chains, func(c *listenerv3.FilterChain) bool {
+		o := c.GetFilterChainMatch()
+		if ranges(o) != ranges(m) {
+			return false
+		}
+		return len(m.ServerNames) == 0 && len(o.ServerNames) == 0 || slices.ContainsFunc(m.ServerNames, func(n string) bool { return slices.Contains(o.ServerNames, n) })
+	})
 }
 
 // inspectTLS lets a listener read the server name when a chain asks for it.

@@ -77,7 +77,7 @@ func (v *view) opaque(out *listener, l scope.Listener) *listener {
 			out.FilterChains = v.tcpChains(s, p)
 			return inspectTLS(out)
 		}
-		v.share(shared, s, p, v.tcpChains(s, p), nil)
+		v.share(shared, s, p, false, nil)
 	}
 	for _, chains := range shared {
 		out.FilterChains = append(out.FilterChains, chains...)

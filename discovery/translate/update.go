@@ -83,7 +83,7 @@ func (f facts) equal(o facts) bool {
 func sameShape(a, b *mesh.Service) bool {
 	return a.Resolution == mesh.Static && b.Resolution == mesh.Static && !a.Headless && !b.Headless &&
 		a.Host == b.Host && a.Name == b.Name && a.Namespace == b.Namespace && a.Object == b.Object && a.External == b.External && a.Global == b.Global &&
-		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.VisibleTo, b.VisibleTo) && slices.Equal(a.SubjectAltNames, b.SubjectAltNames) &&
+		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.VIPs, b.VIPs) && slices.Equal(a.VisibleTo, b.VisibleTo) && slices.Equal(a.SubjectAltNames, b.SubjectAltNames) && slices.Equal(a.Ranges, b.Ranges) &&
 		maps.EqualFunc(a.ClusterVIPs, b.ClusterVIPs, slices.Equal[[]netip.Addr])
 }
 

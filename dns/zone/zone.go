@@ -41,6 +41,9 @@ func Hosts(snap *mesh.Snapshot) []*dnsv1.Host { return HostsIn(snap, snap.Local.
 func HostsIn(snap *mesh.Snapshot, cluster mesh.ClusterID) []*dnsv1.Host {
 	var out []*dnsv1.Host
 	for _, s := range snap.Services {
+		if asDialled(s) && len(s.VIPsIn(cluster)) == 0 {
+			continue // its clients ask whoever knows the name
+		}
 		h := &dnsv1.Host{Name: s.Host, Headless: s.Headless}
 		for _, a := range s.VIPsIn(cluster) {
 			h.Addresses = append(h.Addresses, a.String())
@@ -67,6 +70,9 @@ func HostsIn(snap *mesh.Snapshot, cluster mesh.ClusterID) []*dnsv1.Host {
 	slices.SortStableFunc(out, func(a, b *dnsv1.Host) int { return strings.Compare(a.Name, b.Name) })
 	return slices.CompactFunc(out, func(a, b *dnsv1.Host) bool { return a.Name == b.Name }) // a pod's name may come from both its hosts
 }
+
+// asDialled reports whether connections go to the addresses that clients have from elsewhere: the service has none of its own.
+func asDialled(s *mesh.Service) bool { return s.Resolution == mesh.None || len(s.Ranges) > 0 }
 
 // Zone is an immutable index of hosts.
 type Zone struct {

@@ -103,15 +103,22 @@ func HostAddress(a netip.Addr) string {
 
 // Ranges are addresses and ranges of addresses; what is neither is left out.
 func Ranges(subnets []string) []*corev3.CidrRange {
-	var out []*corev3.CidrRange
+	var out []netip.Prefix
 	for _, s := range subnets {
-		p, err := netip.ParsePrefix(s)
-		if a, aerr := netip.ParseAddr(s); aerr == nil {
-			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p)
+		} else if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
 		}
-		if err == nil {
-			out = append(out, &corev3.CidrRange{AddressPrefix: p.Masked().Addr().String(), PrefixLen: U32(uint32(p.Bits()))})
-		}
+	}
+	return Prefixes(out)
+}
+
+// Prefixes are ranges of addresses.
+func Prefixes(list []netip.Prefix) []*corev3.CidrRange {
+	var out []*corev3.CidrRange
+	for _, p := range list {
+		out = append(out, &corev3.CidrRange{AddressPrefix: p.Masked().Addr().String(), PrefixLen: U32(uint32(p.Bits()))})
 	}
 	return out
 }
