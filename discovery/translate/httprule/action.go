@@ -75,7 +75,9 @@ func HeaderOps(ops *networking.Headers_HeaderOperations) (add []*corev3.HeaderVa
 	return add, remove
 }
 
-const defaultRetryOn = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
+// defaultRetryOn is what no server has worked on, and 503. reset-before-request is a connection that ended when nothing
+// of the request was on it yet: that of a gateway that died. A request already sent is not sent again.
+const defaultRetryOn = "connect-failure,refused-stream,reset-before-request,unavailable,cancelled,retriable-status-codes"
 
 // Retry is by default two more attempts for requests that no server has taken, on hosts not tried before.
 func Retry(h *networking.HTTPRetry) *routev3.RetryPolicy {

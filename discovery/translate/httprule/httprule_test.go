@@ -2,6 +2,8 @@ package httprule_test
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 	"testing"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -84,6 +86,10 @@ func TestRewrite(t *testing.T) {
 func TestRetry(t *testing.T) {
 	if p := httprule.Retry(nil); p.NumRetries.GetValue() != 2 || len(p.RetryHostPredicate) != 1 {
 		t.Errorf("default: %v", p)
+	}
+	// A request that went out on a connection is not sent again when that ends: the server may have worked on it.
+	if on := strings.Split(httprule.Retry(nil).RetryOn, ","); !slices.Contains(on, "reset-before-request") || slices.Contains(on, "reset") {
+		t.Errorf("by default tried again on %v", on)
 	}
 	if p := httprule.Retry(&networking.HTTPRetry{}); p != nil {
 		t.Errorf("attempts 0: %v", p)
