@@ -61,16 +61,25 @@ func newKubeClient(t kubeTarget) *kubeClient {
 	return c
 }
 
-// connect reads the kubeconfig and asks for a token.
-func (c *kubeClient) connect() (*kubeConn, error) {
-	t := c.target
+// config reads the kubeconfig.
+func (k *kubeTarget) config() (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = t.kubeconfig
-	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: t.context}).ClientConfig()
+	rules.ExplicitPath = k.kubeconfig
+	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: k.context}).ClientConfig()
 	if err != nil {
-		return nil, diag.Hint(fmt.Errorf("context %s: %w", t.name(), err), "kubectl config get-contexts shows those that are; --kubeconfig names another file")
+		return nil, diag.Hint(fmt.Errorf("context %s: %w", k.name(), err), "kubectl config get-contexts shows those that are; --kubeconfig names another file")
 	}
 	cfg.UserAgent = "isthmus"
+	return cfg, nil
+}
+
+// connect asks for a token.
+func (c *kubeClient) connect() (*kubeConn, error) {
+	t := c.target
+	cfg, err := t.config()
+	if err != nil {
+		return nil, err
+	}
 	web, err := rest.HTTPClientFor(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("context %s: %w", t.name(), err)

@@ -23,7 +23,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
-		if !errors.Is(err, errInvalid) { // what is wrong was printed
+		if !errors.Is(err, errInvalid) && !errors.Is(err, errDiffers) { // what is wrong was printed
 			diag.Print(os.Stderr, "isthmus", err)
 		}
 		stop()
@@ -85,7 +85,7 @@ Clusters and machines join the mesh with a token:
 	o.cluster.flags(root)
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o), renderCommand(o))
+	root.AddCommand(tokenCommand(o), joinCommand(o), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o), renderCommand(o), proxyConfigCommand(o))
 	root.AddCommand(remoteSecretCommand(), injectCommand(), checkInjectCommand(o))
 	root.AddCommand(installCommand(o), uninstallCommand(o), verifyInstallCommand(o), dnsCommand(o))
 	return root

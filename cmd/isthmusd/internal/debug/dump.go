@@ -1,6 +1,7 @@
 package debug
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"maps"
@@ -9,11 +10,9 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/isthmus-mesh/isthmus/cmd/internal/redact"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 )
-
-// Redacted stands for what is not shown.
-const Redacted = "[redacted]"
 
 // dumped says where Envoy's config_dump has the resources of a type: in which message, under which list and field.
 var dumped = []struct{ typ, message, list, field string }{
@@ -53,8 +52,10 @@ func shown(body *anypb.Any) any {
 	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(body)
 	if err == nil {
 		var v any
-		if err = json.Unmarshal(text, &v); err == nil {
-			redact(v)
+		d := json.NewDecoder(bytes.NewReader(text))
+		d.UseNumber()
+		if err = d.Decode(&v); err == nil {
+			redact.JSON(v)
 			return v
 		}
 	}
@@ -63,43 +64,4 @@ func shown(body *anypb.Any) any {
 		out["wire"] = base64.StdEncoding.EncodeToString(body.GetValue())
 	}
 	return out
-}
-
-// secretFields carry what nobody may see, wherever they stand.
-var secretFields = []string{"private_key", "password", "session_ticket_keys", "generic_secret", "inline_secret", "hmac_secret", "token_secret", "client_secret"}
-
-// redact replaces what stands in secret fields.
-func redact(v any) {
-	switch v := v.(type) {
-	case []any:
-		for _, x := range v {
-			redact(x)
-		}
-	case map[string]any:
-		for k, x := range v {
-			if !slices.Contains(secretFields, k) {
-				redact(x)
-				continue
-			}
-			hide(v, k, x)
-		}
-	}
-}
-
-// hide keeps where a secret is read from, and not what it says.
-func hide(in map[string]any, key string, x any) {
-	if m, ok := x.(map[string]any); ok {
-		for _, inline := range []string{"inline_bytes", "inline_string"} {
-			if _, ok := m[inline]; ok {
-				m[inline] = Redacted
-			}
-		}
-		if key == "private_key" || key == "password" {
-			return // a data source: what is left is a file's or a variable's name
-		}
-		if m["sds_config"] != nil || m["name"] != nil && len(m) == 1 {
-			return // a reference
-		}
-	}
-	in[key] = Redacted
 }
