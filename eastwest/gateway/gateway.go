@@ -25,6 +25,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
@@ -201,7 +202,7 @@ func (b *builder) endpoints(svc *mesh.Service) (out []*mesh.Endpoint, ok bool) {
 	var plain []string
 	for _, e := range svc.EndpointsIn(b.local.ID) {
 		switch {
-		case svc.External || !e.TLS:
+		case svc.External || !e.TLS || peerauth.OffEverywhere(b.snap.PeerAuthentications, e, svc.Ports):
 			plain = append(plain, e.Workload)
 		case e.Ready:
 			out = append(out, e)
@@ -215,7 +216,7 @@ func (b *builder) endpoints(svc *mesh.Service) (out []*mesh.Endpoint, ok bool) {
 			names += fmt.Sprintf(" and %d more", len(plain)-3)
 		}
 		b.problem(svc.Object, "", "NoMeshTLS", "exported, but these endpoints do not accept mutual TLS: "+names,
-			"put the workloads into the mesh (label sidecar.istio.io/inject: \"true\"), or do not export the service")
+			"put the workloads into the mesh (label sidecar.istio.io/inject: \"true\"), let their PeerAuthentication take mutual TLS, or do not export the service")
 	}
 	foreign := func(e *mesh.Endpoint) int { // 0: in the service's namespace, which wins a name
 		if e.Namespace == svc.Namespace {

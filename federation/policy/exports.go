@@ -11,13 +11,15 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"google.golang.org/protobuf/proto"
 )
 
 // Exports returns what the local cluster says of the services it exports: for each a service and an endpoints
 // statement, sorted by kind and key. Only local endpoints with mesh TLS and an identity that peers can derive (the
-// cluster's trust domain, the service's namespace) are told. Equal snapshots give equal bytes.
+// cluster's trust domain, the service's namespace) are told, and only what takes mutual TLS by the PeerAuthentications
+// here: gateways carry nothing else. Equal snapshots give equal bytes.
 func Exports(snap *mesh.Snapshot) []protocol.Statement {
 	if snap == nil || snap.Local == nil {
 		return nil
@@ -32,7 +34,7 @@ func Exports(snap *mesh.Snapshot) []protocol.Statement {
 		seen[key] = true
 		out = append(out,
 			protocol.Statement{Kind: protocol.KindService, Key: key, Body: encode(serviceBody(snap, svc))},
-			protocol.Statement{Kind: protocol.KindEndpoints, Key: key, Body: encode(endpointsBody(snap.Local, svc))})
+			protocol.Statement{Kind: protocol.KindEndpoints, Key: key, Body: encode(endpointsBody(snap, svc))})
 	}
 	slices.SortFunc(out, func(a, b protocol.Statement) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))
@@ -74,6 +76,9 @@ func exportTo(svc *mesh.Service) []string {
 func serviceBody(snap *mesh.Snapshot, svc *mesh.Service) *federationv1.Service {
 	body := &federationv1.Service{ExportTo: exportTo(svc), Export: exportBody(svc.Facts)}
 	for _, p := range svc.Ports {
+		if offAtAll(snap, svc, p) {
+			continue
+		}
 		body.Ports = append(body.Ports, &federationv1.Port{Name: p.Name, Number: p.Number, Protocol: string(p.Protocol)})
 	}
 	slices.SortFunc(body.Ports, func(a, b *federationv1.Port) int {
@@ -88,11 +93,18 @@ func serviceBody(snap *mesh.Snapshot, svc *mesh.Service) *federationv1.Service {
 	return body
 }
 
-func endpointsBody(local *mesh.Cluster, svc *mesh.Service) *federationv1.Endpoints {
+// offAtAll reports whether PeerAuthentications turn mutual TLS off at a port of every endpoint.
+func offAtAll(snap *mesh.Snapshot, svc *mesh.Service, p mesh.Port) bool {
+	ends := svc.EndpointsIn(snap.Local.ID)
+	return len(ends) > 0 && !slices.ContainsFunc(ends, func(e *mesh.Endpoint) bool { return !peerauth.Off(snap.PeerAuthentications, e, p) })
+}
+
+func endpointsBody(snap *mesh.Snapshot, svc *mesh.Service) *federationv1.Endpoints {
+	local := snap.Local
 	body := &federationv1.Endpoints{ExportTo: exportTo(svc)}
 	for _, e := range svc.EndpointsIn(local.ID) {
 		account, ok := accountOf(local.TrustDomain, svc.Namespace, e.Identity)
-		if !e.TLS || !ok {
+		if !e.TLS || !ok || peerauth.OffEverywhere(snap.PeerAuthentications, e, svc.Ports) {
 			continue
 		}
 		body.Endpoints = append(body.Endpoints, &federationv1.Endpoint{

@@ -42,11 +42,12 @@ var rules = []rule{
 	},
 	{
 		pkgs: []string{"discovery/explain", "eastwest/gateway"}, pure: true,
-		ours: join(base, "discovery/translate/scope", "topologies", "eastwest/sni"), others: join(envoyTypes, istioTypes...),
+		ours: join(base, "discovery/translate/scope", "discovery/translate/peerauth", "topologies", "eastwest/sni"), others: join(envoyTypes, istioTypes...),
 	},
 	{pkgs: []string{"eastwest/sni"}, ours: base, pure: true},
 	{pkgs: []string{"topologies/..."}, ours: base, others: []string{"sigs.k8s.io/yaml", "go.yaml.in/yaml/..."}, pure: true},
-	{pkgs: []string{"federation/protocol", "federation/policy", "federation/trust"}, ours: base, others: protobuf, pure: true},
+	{pkgs: []string{"federation/policy"}, ours: join(base, "discovery/translate/peerauth"), others: protobuf, pure: true},
+	{pkgs: []string{"federation/protocol", "federation/trust"}, ours: base, others: protobuf, pure: true},
 	{pkgs: []string{"dns/stub"}, ours: base, pure: true},
 	{pkgs: []string{"dns/zone", "dns/vip"}, ours: base, others: join(protobuf, "github.com/miekg/dns"), pure: true},
 

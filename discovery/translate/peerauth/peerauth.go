@@ -88,3 +88,13 @@ func TurnsOff(list []*mesh.PeerAuthentication) bool {
 		return pa.Spec.GetMtls().GetMode() == Disable
 	})
 }
+
+// Off reports whether the endpoint takes no mutual TLS at a port of its Service.
+func Off(list []*mesh.PeerAuthentication, e *mesh.Endpoint, p mesh.Port) bool {
+	return TurnsOff(list) && For(list, e.Namespace, e.Labels).At(e.PortOf(p)) == Disable
+}
+
+// OffEverywhere reports whether the endpoint takes mutual TLS at none of the ports.
+func OffEverywhere(list []*mesh.PeerAuthentication, e *mesh.Endpoint, ports []mesh.Port) bool {
+	return len(ports) > 0 && !slices.ContainsFunc(ports, func(p mesh.Port) bool { return p.Protocol != mesh.UDP && !Off(list, e, p) })
+}

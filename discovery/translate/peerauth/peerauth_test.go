@@ -50,6 +50,55 @@ func TestFor(t *testing.T) {
 	}
 }
 
+// TestCombinations: every mode, or none, at every level at once. The nearest that says something counts.
+func TestCombinations(t *testing.T) {
+	modes := []peerauth.Mode{-1, peerauth.Unset, peerauth.Disable, peerauth.Permissive, peerauth.Strict} // -1: no object
+	n := 0
+	for _, root := range modes {
+		for _, namespace := range modes {
+			for _, workload := range modes {
+				for _, port := range modes {
+					var list []*mesh.PeerAuthentication
+					want := peerauth.Permissive
+					if root >= 0 {
+						list = append(list, object("istio-system", "default", root, "", nil))
+					}
+					if namespace >= 0 {
+						list = append(list, object("foo", "default", namespace, "", nil))
+					}
+					if workload >= 0 || port >= 0 {
+						ports := map[uint32]peerauth.Mode{}
+						if port >= 0 {
+							ports[8080] = port
+						}
+						list = append(list, object("foo", "web", max(workload, peerauth.Unset), "web", ports))
+					}
+					for _, level := range []peerauth.Mode{root, namespace, workload} {
+						if level > peerauth.Unset {
+							want = level
+						}
+					}
+					other := want
+					if port > peerauth.Unset {
+						want = port
+					}
+					p := peerauth.For(list, "foo", map[string]string{"app": "web"})
+					if got := p.At(8080); got != want {
+						t.Errorf("mesh %d, namespace %d, workload %d, port %d: got %s, want %s", root, namespace, workload, port, got, want)
+					}
+					if got := p.At(9090); got != other {
+						t.Errorf("mesh %d, namespace %d, workload %d, another port: got %s, want %s", root, namespace, workload, got, other)
+					}
+					n++
+				}
+			}
+		}
+	}
+	if n != 625 {
+		t.Errorf("%d combinations", n)
+	}
+}
+
 func TestTurnsOff(t *testing.T) {
 	for name, c := range map[string]struct {
 		list []*mesh.PeerAuthentication
