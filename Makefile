@@ -37,7 +37,7 @@ $(KUBE_PROGRAM): $(wildcard e2e/kube/*.go) e2e/kube/go.mod e2e/kube/go.sum
 	@touch $@ && ln -sf kube $(BIN)/kubectl
 
 TOPOLOGY ?= gateway
-lab: envoy kube build ## leave the Kubernetes clusters of TOPOLOGY up: single-vpn, gateway, multi-control-plane, mixed or a file
+lab: envoy kube build ## leave the Kubernetes clusters of TOPOLOGY up: single-vpn, gateway, multi-control-plane, three-networks, mixed or a file
 	@$(BIN)/lab kube --keep $(TOPOLOGY)
 
 envoy: ## fetch Envoy into build/envoy, unless ENVOY names another

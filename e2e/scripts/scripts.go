@@ -55,7 +55,7 @@ func Run(t *testing.T, cfg Config) {
 		RequireUniqueNames: true,
 		ContinueOnError:    os.Getenv("LAB_CONTINUE") != "",
 		Setup: func(env *testscript.Env) error {
-			s := &story{cfg: cfg, t: env.T().(serial).T, started: map[string]*lab.Proc{}}
+			s := &story{cfg: cfg, t: env.T().(serial).T, started: map[string]*lab.Proc{}, loads: map[string]*load{}}
 			s.ctx, s.cancel = context.WithCancel(context.Background())
 			if deadline, ok := s.t.Deadline(); ok { // leave time to clean up
 				s.ctx, s.cancel = context.WithDeadline(context.Background(), deadline.Add(-30*time.Second))
@@ -127,11 +127,15 @@ type story struct {
 	lab    *kubelab.Lab
 
 	started map[string]*lab.Proc
+	loads   map[string]*load
 }
 
 // end takes the story's clusters down, and says what was wrong with them when it failed.
 func (s *story) end() {
 	defer s.cancel()
+	for _, l := range s.loads {
+		l.kill()
+	}
 	if s.lab == nil {
 		return
 	}

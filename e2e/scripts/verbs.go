@@ -31,6 +31,8 @@ func init() { // verbs name verbs
 		"pod":       {"CLUSTER NAMESPACE/POD[:CONTAINER] CMD...", 3, -1, (*story).pod},
 		"node":      {"PLACE CMD...", 2, -1, (*story).node},
 		"call":      {"CLUSTER NAMESPACE/POD[:CONTAINER] URL [n=N] [WHAT=COUNT...]", 3, -1, (*story).call},
+		"load":      {"NAME CLUSTER NAMESPACE/POD[:CONTAINER] URL [--rate=N]", 4, -1, (*story).load},
+		"unload":    {"NAME [WHAT=COUNT...]", 1, -1, (*story).unload},
 		"ready":     {"CLUSTER NAMESPACE [SELECTOR]", 2, 3, (*story).ready},
 		"expect":    {"REGEXP VERB ARGS...", 2, -1, (*story).expect},
 		"within":    {"DURATION VERB ARGS...", 2, -1, (*story).within},

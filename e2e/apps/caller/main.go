@@ -1,7 +1,8 @@
 // Command caller sends HTTP requests and counts what came back: a load client that says who answered.
 //
 // Closed loop: --n requests by --concurrency workers. Open loop: --rate a second for --duration, started on time
-// whether or not earlier ones have ended, so that a stall shows as late answers and not as fewer requests.
+// whether or not earlier ones have ended, so that a stall shows as late answers and not as fewer requests. With
+// --until-eof it starts none after standard input has ended, and waits for those that are under way.
 package main
 
 import (
@@ -45,7 +46,8 @@ type options struct {
 	timeout     time.Duration
 	keepAlive   bool
 	header      http.Header
-	each        io.Writer // nil: no line per request
+	each        io.Writer       // nil: no line per request
+	enough      <-chan struct{} // closed: the open loop starts no more; nil: never
 }
 
 func main() {
@@ -58,6 +60,7 @@ func main() {
 	flag.DurationVar(&o.timeout, "timeout", 2*time.Second, "of one request")
 	flag.BoolVar(&o.keepAlive, "keep-alive", true, "reuse connections")
 	flag.Var(headers(o.header), "header", "NAME=VALUE, repeatable")
+	untilEOF := flag.Bool("until-eof", false, "open loop: start no more requests when standard input has ended")
 	asJSON := flag.Bool("json", false, "print the summary as JSON")
 	each := flag.Bool("each", false, "print a JSON line per request as it ends; the summary comes last")
 	strict := flag.Bool("strict", false, "exit 1 when a request failed or its status was not 200")
@@ -68,6 +71,9 @@ func main() {
 	}
 	if *each {
 		o.each = os.Stdout
+	}
+	if *untilEOF {
+		o.enough = ended(os.Stdin)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -80,6 +86,16 @@ func main() {
 	if *strict && s.Failed > 0 {
 		os.Exit(1)
 	}
+}
+
+// ended returns a channel that is closed at the end of r.
+func ended(r io.Reader) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(io.Discard, r)
+	}()
+	return done
 }
 
 // result is one request, as --each prints it.
@@ -233,6 +249,8 @@ func openLoop(ctx context.Context, o options, limit int, wait *sync.WaitGroup, o
 		timer.Reset(time.Until(due))
 		select {
 		case <-timer.C:
+		case <-o.enough:
+			return skipped
 		case <-ctx.Done():
 			return skipped
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -49,6 +50,27 @@ func TestOpenLoop(t *testing.T) {
 		if err := json.Unmarshal([]byte(line), &r); err != nil || r.End.Before(r.Start) || r.Status == 0 {
 			t.Errorf("%v: %s", err, line)
 		}
+	}
+}
+
+func TestUntilEOF(t *testing.T) {
+	in, out := io.Pipe()
+	sent := make(chan struct{}, 1)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case sent <- struct{}{}:
+		default:
+		}
+		time.Sleep(50 * time.Millisecond)
+	}))
+	defer slow.Close()
+	go func() {
+		<-sent
+		_ = out.Close()
+	}()
+	s := run(t.Context(), options{url: slow.URL, rate: 50, duration: time.Minute, timeout: 5 * time.Second, enough: ended(in)})
+	if s.Requests == 0 || s.Requests > 1000 || s.Failed > 0 { // the one under way is waited for
+		t.Errorf("got %v", s)
 	}
 }
 
