@@ -80,6 +80,8 @@ type WorkloadTokenRequest struct {
 type JoinRequest struct {
 	Token  string `json:"token"`
 	DryRun bool   `json:"dryRun,omitempty"`
+	// AllowOverlap joins though address ranges of two clusters on one network overlap.
+	AllowOverlap bool `json:"allowOverlap,omitempty"`
 }
 
 // JoinReply says what was joined.

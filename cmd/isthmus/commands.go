@@ -229,6 +229,7 @@ Both sides learn each other's roots, keys and gateways; every member that the is
 		},
 	}
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "check the token and its issuer, redeem nothing")
+	cmd.Flags().BoolVar(&req.AllowOverlap, "allow-overlap", false, "join though address ranges of this cluster and of another one on its network overlap")
 	return cmd
 }
 

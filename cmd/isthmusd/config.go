@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/cidr"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
@@ -27,6 +28,10 @@ type Config struct {
 	TrustDomain string `yaml:"trustDomain"`
 	// Network the cluster's pods are on; the cluster's name unless given. Clusters on one network reach each other's pods directly.
 	Network string `yaml:"network"`
+	// PodRanges are the addresses of the cluster's pods, ADDRESS/BITS; unless given, those of its nodes that pods use.
+	PodRanges []string `yaml:"podRanges"`
+	// ServiceRanges are the addresses of the cluster's Services, ADDRESS/BITS; not known unless given.
+	ServiceRanges []string `yaml:"serviceRanges"`
 	// DataDir keeps keys, records and addresses over restarts.
 	DataDir string `yaml:"dataDir"`
 	// Listen is the one TLS port: xDS, certificates, joins, peers.
@@ -177,6 +182,12 @@ func (c Config) validate() error {
 		if _, port, err := net.SplitHostPort(x.addr); err != nil || port == "" {
 			return fmt.Errorf("%s: %q is not ADDRESS:PORT", x.field, x.addr)
 		}
+	}
+	if _, wrong := cidr.Parse(c.PodRanges); wrong != "" {
+		return fmt.Errorf("podRanges: %q is not ADDRESS/BITS", wrong)
+	}
+	if _, wrong := cidr.Parse(c.ServiceRanges); wrong != "" {
+		return fmt.Errorf("serviceRanges: %q is not ADDRESS/BITS", wrong)
 	}
 	for i, n := range c.Names {
 		if n != "cluster" && n != "pod" {

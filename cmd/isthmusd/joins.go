@@ -21,9 +21,11 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/translate/nodeid"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
+	"github.com/isthmus-mesh/isthmus/federation/policy"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 // gateways are the addresses by which others reach this cluster: those of the configuration, else what its objects tell.
@@ -130,7 +132,7 @@ func (d *daemon) join(ctx context.Context, r admin.JoinRequest) (admin.JoinReply
 	if err != nil {
 		return reply, err
 	}
-	result, err := token.Redeem(ctx, r.Token, token.RedeemConfig{Body: &federationv1.ClusterJoin{Name: d.cfg.Cluster, Cluster: own}, Log: d.log})
+	result, err := token.Redeem(ctx, r.Token, token.RedeemConfig{Body: &federationv1.ClusterJoin{Name: d.cfg.Cluster, Cluster: own, AllowOverlap: r.AllowOverlap}, Log: d.log})
 	if err != nil {
 		var refused *token.Refused
 		if errors.As(err, &refused) {
@@ -163,6 +165,11 @@ func (d *daemon) admitCluster(ctx context.Context, g token.Grant, j *federationv
 	if err := proto.Unmarshal(j.GetCluster().GetBody(), c); err != nil {
 		return nil, &token.Refused{Reason: token.ReasonRecord, Message: "the cluster record of " + j.GetName() + " does not decode"}
 	}
+	if !j.GetAllowOverlap() {
+		if what := d.overlap(policy.Described(mesh.ClusterID(j.GetName()), c)); what != "" {
+			return nil, &token.Refused{Reason: "RangeOverlap", Message: fmt.Sprintf("%s share addresses on network %s; give cluster %s other ranges, or a network of its own; if what its nodes say is not so, set podRanges in its configuration, or join with --allow-overlap", what, c.Network, j.GetName())}
+		}
+	}
 	member := &federationv1.Member{Name: j.GetName(), TrustDomain: c.TrustDomain, FederationKey: c.FederationKey, TokenId: g.ID}
 	records, pending, err := d.peering.Admit(ctx, member, j.GetCluster(), !g.AutoApprove)
 	var refusal *protocol.Refusal
@@ -174,6 +181,23 @@ func (d *daemon) admitCluster(ctx context.Context, g token.Grant, j *federationv
 	}
 	d.log.Info("cluster admitted", "peer", j.GetName(), "trustdomain", c.TrustDomain, "token", g.ID, "pending", pending)
 	return &federationv1.JoinResult{Pending: pending, Records: records}, nil
+}
+
+// overlap says which ranges of a cluster that joins are taken on its network, if any are.
+func (d *daemon) overlap(joiner *mesh.Cluster) string {
+	known := []*mesh.Cluster{d.local}
+	if snap, _ := d.snapshots.Latest(); snap != nil {
+		known = snap.Clusters
+	}
+	for _, c := range known {
+		if c.ID == joiner.ID || c.Network != joiner.Network {
+			continue
+		}
+		if what := topologies.Overlap(c, joiner); what != "" {
+			return what
+		}
+	}
+	return ""
 }
 
 // remedy says what the operator of a cluster that was not admitted can do.

@@ -37,6 +37,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/federation/trust"
+	"github.com/isthmus-mesh/isthmus/internal/cidr"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/tlsmux"
 	"github.com/isthmus-mesh/isthmus/internal/version"
@@ -101,6 +102,8 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		ID: mesh.ClusterID(cfg.Cluster), TrustDomain: mesh.TrustDomain(cfg.TrustDomain), Network: mesh.NetworkID(cfg.Network),
 		Gateways: addrs(cfg.Gateways), ControlPlane: addrs(cfg.Advertise), Roots: d.ca.Roots(),
 	}
+	d.local.PodRanges, _ = cidr.Parse(cfg.PodRanges) // validate has checked both
+	d.local.ServiceRanges, _ = cidr.Parse(cfg.ServiceRanges)
 	if err := d.bundles.Set(map[mesh.TrustDomain][]byte{d.local.TrustDomain: d.local.Roots}); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -48,6 +49,7 @@ type Options struct {
 type Node struct {
 	Locality  string            // region/zone/subzone
 	Labels    map[string]string // for those who choose nodes by label
+	PodRanges []netip.Prefix    // of its pods' addresses
 	Addresses []string          // as other networks reach it: external ones, else internal ones; none when it is not ready
 }
 
@@ -91,7 +93,7 @@ func Nodes(data []byte) map[string]Node {
 
 // NodeOf returns what the mesh needs of a node.
 func NodeOf(n *corev1.Node) Node {
-	out := Node{Labels: n.Labels, Locality: Locality(n.Labels)}
+	out := Node{Labels: n.Labels, Locality: Locality(n.Labels), PodRanges: podRanges(n)}
 	ready := !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue
 	})
@@ -106,6 +108,20 @@ func NodeOf(n *corev1.Node) Node {
 		}
 		if len(out.Addresses) > 0 {
 			break
+		}
+	}
+	return out
+}
+
+// podRanges are the addresses that the cluster gives to pods of a node; some networks do not use them.
+func podRanges(n *corev1.Node) (out []netip.Prefix) {
+	all := n.Spec.PodCIDRs
+	if len(all) == 0 && n.Spec.PodCIDR != "" {
+		all = []string{n.Spec.PodCIDR}
+	}
+	for _, s := range all {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p.Masked())
 		}
 	}
 	return out

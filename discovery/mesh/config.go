@@ -194,8 +194,9 @@ type Input struct {
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
 
-	Networks    []*Network    // of one ID several may be reported: their parts add up
-	MeshConfigs []*MeshConfig // one at most in a mesh; the first by Object counts, others are Problems
+	PodRanges   []netip.Prefix // of the local cluster, as its nodes tell
+	Networks    []*Network     // of one ID several may be reported: their parts add up
+	MeshConfigs []*MeshConfig  // one at most in a mesh; the first by Object counts, others are Problems
 	Problems    []Problem
 }
 

@@ -107,6 +107,9 @@ type Cluster struct {
 	// ControlPlane is where the local control plane listens, as the local gateways dial it; empty for peers.
 	ControlPlane []netip.AddrPort
 	Roots        []byte // PEM of the trust domain's root certificates
+	// PodRanges and ServiceRanges are the addresses of its pods and of its services, as far as they are known. Both are
+	// sorted, and no two ranges of one overlap.
+	PodRanges, ServiceRanges []netip.Prefix
 	// Managed: it has no control plane of its own, the local one reads its API server (remote secret). It is no peer:
 	// Gateways and Roots are empty, TrustDomain is the local one, Network is what its own API server says, or empty.
 	Managed   bool

@@ -57,6 +57,8 @@ type draft struct {
 	claims  map[string][]netip.Addr      // by ".global" host
 	shared  map[string][]part            // hosts that other clusters declare
 	routes  []*mesh.VirtualService       // as declared, before delegates
+	// podRanges of the local cluster
+	podRanges []netip.Prefix
 }
 
 type objectKey struct{ kind, namespace, name string }
@@ -95,6 +97,7 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	}
 	b.declare(d)
 	b.reach(d)
+	b.checkRanges(d)
 	b.export(d)
 	d.Exports = d.exports
 	b.global(d)

@@ -196,3 +196,25 @@ func TestClusterNameTaken(t *testing.T) {
 		t.Errorf("problems %v, cluster %+v", got, snap.Cluster("dune"))
 	}
 }
+
+func TestRangeOverlap(t *testing.T) {
+	prefix := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	own := mesh.Input{PodRanges: append(prefix("10.1.1.0/24"), prefix("10.1.0.0/24")...)}
+	peer := func(network mesh.NetworkID, pods string) mesh.Input {
+		return mesh.Input{Clusters: []*mesh.Cluster{{ID: "dune", TrustDomain: "dune.mesh", Network: network, PodRanges: prefix(pods)}}}
+	}
+	if got := build(t, own).Local.PodRanges; len(got) != 1 || got[0].String() != "10.1.0.0/23" {
+		t.Errorf("ranges of the local cluster are %v", got)
+	}
+	if got := reasons(build(t, own, peer("elsewhere", "10.1.0.0/16"))); len(got) != 0 {
+		t.Errorf("on two networks: %v", got)
+	}
+	if got := reasons(build(t, own, peer(local().Network, "10.2.0.0/16"))); len(got) != 0 {
+		t.Errorf("apart: %v", got)
+	}
+	snap := build(t, own, peer(local().Network, "10.1.0.0/16"))
+	if len(snap.Problems) != 1 || snap.Problems[0].Reason != "RangeOverlap" || snap.Problems[0].Object.Name != "dune" || snap.Problems[0].Remedy == "" ||
+		!strings.HasPrefix(snap.Problems[0].Message, "pods of amber (10.1.0.0/23) and pods of dune (10.1.0.0/16) share addresses") {
+		t.Errorf("%v", snap.Problems)
+	}
+}

@@ -68,6 +68,7 @@ func (d *draft) clusters(inputs []mesh.Input) {
 			}
 		}
 	}
+	d.podRanges = ownRanges(inputs)
 	imply := func(id mesh.ClusterID) {
 		if id != "" && known[id] == nil {
 			add(&mesh.Cluster{ID: id, TrustDomain: d.Local.TrustDomain, Managed: true})

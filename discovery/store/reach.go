@@ -18,6 +18,9 @@ func (b *builder) reach(d *draft) {
 			local.ControlPlane = append(local.ControlPlane, netip.AddrPortFrom(a, ControlPlanePort))
 		}
 	}
+	if len(local.PodRanges) == 0 { // those of the configuration win
+		local.PodRanges = d.podRanges
+	}
 	next := &local
 	for _, same := range []*mesh.Cluster{d.Local, b.prev.Local} {
 		if same != nil && equalCluster(same, next) {

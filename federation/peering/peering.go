@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -283,10 +284,12 @@ func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) 
 	for _, peer := range peers {
 		fresh[peer.Name] = peer.Freshness
 	}
+	believe := p.cfg.Policy
+	believe.OwnRanges = slices.Concat(believe.OwnRanges, p.local.PodRanges, p.local.ServiceRanges)
 	// Only a peer that is not fresh carries a time: that of a fresh one changes all the time.
 	origins, _ := policy.Imports(p.local, p.core.Records(), func(id mesh.ClusterID) (mesh.Freshness, time.Time) {
 		return fresh[id], p.stale[id]
-	}, p.cfg.Policy)
+	}, believe)
 	gone := p.given
 	p.given = map[mesh.ClusterID]bool{}
 	for _, o := range origins {

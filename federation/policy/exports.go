@@ -53,7 +53,15 @@ func ClusterStatement(local *mesh.Cluster, federationKey []byte, capabilities []
 	return protocol.Statement{Kind: protocol.KindCluster, Body: encode(&federationv1.Cluster{
 		TrustDomain: string(local.TrustDomain), Network: string(local.Network), Gateways: slices.Compact(gateways),
 		FederationKey: federationKey, Bundle: local.Roots, Capabilities: slices.Compact(capabilities),
+		PodRanges: texts(local.PodRanges), ServiceRanges: texts(local.ServiceRanges),
 	})}
+}
+
+func texts(ranges []netip.Prefix) (out []string) {
+	for _, p := range ranges[:min(len(ranges), maxRanges)] {
+		out = append(out, p.String())
+	}
+	return out
 }
 
 func encode(m proto.Message) []byte {

@@ -32,6 +32,7 @@ const (
 	maxPorts  = 1024
 	maxLabels = 128
 	maxVIPs   = 16
+	maxRanges = 1024
 	// maxProblems per origin; the last one says how many more there are.
 	maxProblems = 100
 )
@@ -189,6 +190,7 @@ func (in *importer) readCluster(r *federationv1.Record) {
 		}
 		c.Gateways = append(c.Gateways, ap)
 	}
+	c.PodRanges, c.ServiceRanges = in.readRanges(ref, "podRanges", body.PodRanges), in.readRanges(ref, "serviceRanges", body.ServiceRanges)
 	slices.SortFunc(c.Gateways, netip.AddrPort.Compare)
 	c.Gateways = slices.Compact(c.Gateways)
 	if in.freshness != nil {

@@ -134,6 +134,8 @@ type Cluster struct {
 	FederationKey []byte                 `protobuf:"bytes,4,opt,name=federation_key,json=federationKey,proto3" json:"federation_key,omitempty"` // Ed25519 public key that signs the origin's records
 	Bundle        []byte                 `protobuf:"bytes,5,opt,name=bundle,proto3" json:"bundle,omitempty"`                                    // PEM root certificates of trust_domain
 	Capabilities  []string               `protobuf:"bytes,6,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	PodRanges     []string               `protobuf:"bytes,7,rep,name=pod_ranges,json=podRanges,proto3" json:"pod_ranges,omitempty"`             // CIDRs of the origin's pods, as far as it knows them
+	ServiceRanges []string               `protobuf:"bytes,8,rep,name=service_ranges,json=serviceRanges,proto3" json:"service_ranges,omitempty"` // CIDRs of the origin's cluster addresses
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -206,6 +208,20 @@ func (x *Cluster) GetBundle() []byte {
 func (x *Cluster) GetCapabilities() []string {
 	if x != nil {
 		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Cluster) GetPodRanges() []string {
+	if x != nil {
+		return x.PodRanges
+	}
+	return nil
+}
+
+func (x *Cluster) GetServiceRanges() []string {
+	if x != nil {
+		return x.ServiceRanges
 	}
 	return nil
 }
@@ -895,7 +911,8 @@ func (x *JoinRequest) GetProof() []byte {
 type ClusterJoin struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Cluster       *Record                `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"` // the joiner's own cluster record
+	Cluster       *Record                `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`                                // the joiner's own cluster record
+	AllowOverlap  bool                   `protobuf:"varint,3,opt,name=allow_overlap,json=allowOverlap,proto3" json:"allow_overlap,omitempty"` // its operator says that overlapping address ranges are no harm
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -942,6 +959,13 @@ func (x *ClusterJoin) GetCluster() *Record {
 		return x.Cluster
 	}
 	return nil
+}
+
+func (x *ClusterJoin) GetAllowOverlap() bool {
+	if x != nil {
+		return x.AllowOverlap
+	}
+	return false
 }
 
 type MachineJoin struct {
@@ -1288,14 +1312,17 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\vttl_seconds\x18\x06 \x01(\rR\n" +
 	"ttlSeconds\x12\x12\n" +
 	"\x04body\x18\a \x01(\fR\x04body\x12\x1c\n" +
-	"\tsignature\x18\b \x01(\fR\tsignature\"\xc5\x01\n" +
+	"\tsignature\x18\b \x01(\fR\tsignature\"\x8b\x02\n" +
 	"\aCluster\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x1a\n" +
 	"\bgateways\x18\x03 \x03(\tR\bgateways\x12%\n" +
 	"\x0efederation_key\x18\x04 \x01(\fR\rfederationKey\x12\x16\n" +
 	"\x06bundle\x18\x05 \x01(\fR\x06bundle\x12\"\n" +
-	"\fcapabilities\x18\x06 \x03(\tR\fcapabilities\"\x81\x01\n" +
+	"\fcapabilities\x18\x06 \x03(\tR\fcapabilities\x12\x1d\n" +
+	"\n" +
+	"pod_ranges\x18\a \x03(\tR\tpodRanges\x12%\n" +
+	"\x0eservice_ranges\x18\b \x03(\tR\rserviceRanges\"\x81\x01\n" +
 	"\x06Member\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12%\n" +
@@ -1364,10 +1391,11 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04body\x18\x02 \x01(\fR\x04body\x12\x14\n" +
-	"\x05proof\x18\x03 \x01(\fR\x05proof\"Z\n" +
+	"\x05proof\x18\x03 \x01(\fR\x05proof\"\x7f\n" +
 	"\vClusterJoin\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
-	"\acluster\x18\x02 \x01(\v2\x1d.isthmus.federation.v1.RecordR\acluster\"`\n" +
+	"\acluster\x18\x02 \x01(\v2\x1d.isthmus.federation.v1.RecordR\acluster\x12#\n" +
+	"\rallow_overlap\x18\x03 \x01(\bR\fallowOverlap\"`\n" +
 	"\vMachineJoin\x12\x17\n" +
 	"\acsr_pem\x18\x01 \x01(\tR\x06csrPem\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1c\n" +

@@ -38,6 +38,7 @@ type cluster struct {
 	nodes      map[string]*config.Node
 	external   map[string][]string // addresses of Services outside the cluster, by host
 	network    mesh.NetworkID      // label of the root namespace
+	ranges     ranges
 
 	served   served
 	connect  time.Time // first contact of this connection
@@ -91,10 +92,14 @@ func (c *cluster) forget() {
 
 // introduce tells of a remote cluster that it is one of ours, and on which network its pods are.
 func (c *cluster) introduce() {
-	if !c.remote || !c.live {
+	if !c.live {
 		return
 	}
-	c.sink.Report(c.clusterKey(), mesh.Input{Clusters: []*mesh.Cluster{{ID: c.id, TrustDomain: c.src.cfg.TrustDomain, Network: c.network, Managed: true}}})
+	if !c.remote {
+		c.sink.Report(c.clusterKey(), mesh.Input{PodRanges: c.ranges.list})
+		return
+	}
+	c.sink.Report(c.clusterKey(), mesh.Input{Clusters: []*mesh.Cluster{{ID: c.id, TrustDomain: c.src.cfg.TrustDomain, Network: c.network, Managed: true, PodRanges: c.ranges.list}}})
 }
 
 func (c *cluster) clusterKey() string { return string(c.id) + "/cluster" }
@@ -141,6 +146,8 @@ func (c *cluster) changed(t *table, before, after *cut) {
 		c.namespaceChanged(before, after)
 	case kindNode:
 		c.nodeChanged(before, after)
+	case kindPod:
+		c.podChanged(after)
 	case kindService:
 		c.serviceChanged(before, after)
 	case kindSecret:
@@ -196,6 +203,9 @@ func (c *cluster) nodeChanged(before, after *cut) {
 		c.nodes[name] = after.kept.(*config.Node)
 	} else {
 		delete(c.nodes, name)
+	}
+	if !slices.Equal(was.PodRanges, is.PodRanges) {
+		c.countRanges()
 	}
 	moved := was.Locality != is.Locality
 	dialled := moved || !reflect.DeepEqual(was, is)
@@ -268,7 +278,7 @@ func (c *cluster) begin() {
 			return
 		}
 	}
-	for _, first := range []string{kindNamespace, kindNode, kindService} { // others depend on these
+	for _, first := range []string{kindNamespace, kindNode, kindPod, kindService} { // others depend on these
 		for _, t := range c.tables {
 			if t.name == first && t.group == "" {
 				for _, key := range slices.Sorted(maps.Keys(t.entries)) {
