@@ -87,6 +87,9 @@ func (o *object) checkSidecarPort(field string, p *networking.SidecarPort, unix 
 	if p == nil {
 		return
 	}
+	if p.GetTargetPort() != 0 {
+		o.unsupported(field+".targetPort", "defaultEndpoint says where the application listens")
+	}
 	if p.GetNumber() != 0 || !unix { // a unix socket has no port
 		o.checkPort(field+".number", int64(p.GetNumber()))
 	}

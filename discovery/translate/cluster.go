@@ -233,10 +233,6 @@ func (v *view) transport(c *clusterv3.Cluster, u upstream) {
 	if tls != nil {
 		switch tls.GetMode() {
 		case networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL:
-			if tls.GetCredentialName() != "" {
-				v.problems.add(u.object, "spec.trafficPolicy.tls.credentialName", reasonUnsupported, "credentials come from files only")
-				return
-			}
 			c.TransportSocket = socket.Originated(tls, u.service.Host, u.service.SubjectAltNames, u.port.Protocol.IsHTTP2())
 			return
 		case networking.ClientTLSSettings_DISABLE:

@@ -80,7 +80,7 @@ func Originated(s *networking.ClientTLSSettings, host string, names []string, ht
 	if http2 {
 		common.AlpnProtocols = []string{"h2"}
 	}
-	if s.GetMode() == networking.ClientTLSSettings_MUTUAL {
+	if s.GetMode() == networking.ClientTLSSettings_MUTUAL && s.GetClientCertificate() != "" {
 		common.TlsCertificates = []*tlsv3.TlsCertificate{{CertificateChain: fileSource(s.GetClientCertificate()), PrivateKey: fileSource(s.GetPrivateKey())}}
 	}
 	if !s.GetInsecureSkipVerify().GetValue() {
