@@ -93,27 +93,24 @@ func BenchmarkOneEndpoint(b *testing.B) {
 				all[r.Name] = r
 				names = append(names, r.Name)
 			}
-			feed := newMemory(Set{EndpointType: all})
+			set := NamedOf(all)
+			feed := newMemory(Set{EndpointType: set})
 			c := gather(b, feed, names)
 			defer c.stop()
 			var cpu time.Duration
 			n := 0
 			for b.Loop() {
-				b.StopTimer() // what a translation would do: copy the map, put the changed one in
+				b.StopTimer() // what a translation would do: put the changed one in
 				n++
-				next := make(map[string]*Resource, len(all))
-				for name, r := range all {
-					next[name] = r
-				}
 				r := assignment(n%services, n)
-				if r.Version == all[r.Name].Version {
+				if r.Version == set.Get(r.Name).Version {
 					r = assignment(n%services, n+1)
 				}
-				next[r.Name], all = r, next
+				set = set.With(r)
 				c.sent.Add(benchClients)
 				before := cpuTime()
 				b.StartTimer()
-				feed.replace(Set{EndpointType: next})
+				feed.replace(Set{EndpointType: set})
 				c.sent.Wait()
 				cpu += cpuTime() - before
 			}
@@ -134,20 +131,20 @@ func BenchmarkConnect(b *testing.B) {
 	cpu, n := cpuTime(), 0
 	for b.Loop() {
 		n++
-		gather(b, newMemory(Set{EndpointType: all}), names).stop()
+		gather(b, newMemory(Set{EndpointType: NamedOf(all)}), names).stop()
 	}
 	b.ReportMetric(float64((cpuTime()-cpu).Milliseconds())/float64(n), "cpu-ms/op")
 }
 
 // BenchmarkDiff compares two sets of 10,000 resources that differ in one.
 func BenchmarkDiff(b *testing.B) {
-	before, after := map[string]*Resource{}, map[string]*Resource{}
+	all := map[string]*Resource{}
 	for i := range 10_000 {
 		r := assignment(i, 0)
-		before[r.Name], after[r.Name] = r, r
+		all[r.Name] = r
 	}
-	r := assignment(7, 1)
-	after[r.Name] = r
+	before := NamedOf(all)
+	after := before.With(assignment(7, 1))
 	for b.Loop() {
 		if len(diff(before, after)) != 1 {
 			b.Fatal("not one difference")

@@ -60,10 +60,11 @@ func thing(typ, name, text string) *Resource {
 func things(texts map[string]map[string]string) Set {
 	set := Set{}
 	for typ, named := range texts {
-		set[typ] = map[string]*Resource{}
+		all := map[string]*Resource{}
 		for name, text := range named {
-			set[typ][name] = thing(typ, name, text)
+			all[name] = thing(typ, name, text)
 		}
+		set[typ] = NamedOf(all)
 	}
 	return set
 }

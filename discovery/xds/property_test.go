@@ -76,7 +76,8 @@ func (h *holding) equal(set Set, wanted map[string][]string) bool {
 	for _, typ := range allTypes {
 		want := map[string]string{}
 		if names, ok := wanted[typ]; ok {
-			for name, r := range set[typ] {
+			for r := range set[typ].All() {
+				name := r.Name
 				if len(names) == 0 || slices.Contains(names, name) {
 					want[name] = r.Version
 				}
@@ -244,11 +245,12 @@ func (c *sotwClient) equal(set Set) bool {
 	defer c.mu.Unlock()
 	for typ, names := range c.names {
 		for name := range c.state[typ] {
-			if (typ == ClusterType && slices.Contains(names, name) || c.wildcard(typ)) && set[typ][name] == nil {
+			if (typ == ClusterType && slices.Contains(names, name) || c.wildcard(typ)) && set[typ].Get(name) == nil {
 				return false
 			}
 		}
-		for name, r := range set[typ] {
+		for r := range set[typ].All() {
+			name := r.Name
 			if (c.wildcard(typ) || slices.Contains(names, name)) && c.state[typ][name] != text(r.Body.GetValue()) {
 				return false
 			}

@@ -105,7 +105,7 @@ func (st *stream) collect(set Set, w work, next int, answer bool) (batch, int, b
 		if e.dead {
 			continue
 		}
-		r, force := resources[e.name], e.force
+		r, force := resources.Get(e.name), e.force
 		e.force = false
 		switch {
 		case r != nil && !force && e.sent != nil && e.sent.Version == r.Version:
@@ -157,7 +157,7 @@ func (st *stream) collectGone(set Set, todo []work) (batch, bool) {
 		for bytes := 0; n < len(s.gone) && bytes < maxBatchBytes; n++ {
 			e := s.gone[n]
 			e.leaving = false
-			if e.dead || set[s.typ][e.name] != nil {
+			if e.dead || set[s.typ].Get(e.name) != nil {
 				continue // no longer subscribed, or back again
 			}
 			bytes += len(e.name) + 8
@@ -199,7 +199,7 @@ func (st *stream) warm(set Set, cluster *Resource) {
 		}
 		return
 	}
-	if e := s.entries[cluster.warms]; e != nil && e.sent != nil && set[EndpointType][e.name] != nil {
+	if e := s.entries[cluster.warms]; e != nil && e.sent != nil && set[EndpointType].Get(e.name) != nil {
 		e.force = true
 		s.touch(e)
 		st.notify()

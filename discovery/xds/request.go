@@ -205,7 +205,7 @@ func (st *stream) unsubscribeAll(s *sub) {
 
 // subscribe adds a name. A client that names what it already has may have forgotten it, so it is sent again.
 func (st *stream) subscribe(s *sub, name string) error {
-	if r := st.view.set[s.typ][name]; r != nil {
+	if r := st.view.set[s.typ].Get(name); r != nil {
 		name = r.Name // one copy of the string for all streams
 	}
 	e := s.entry(name)

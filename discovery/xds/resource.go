@@ -4,8 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"reflect"
-	"slices"
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -35,8 +33,8 @@ type Resource struct {
 	warms string                // a cluster whose endpoints come over ADS: their resource name
 }
 
-// Set is everything one view serves: type URL -> name -> resource. It is immutable once a Feed has returned it.
-type Set map[string]map[string]*Resource
+// Set is everything one view serves: type URL -> resources by name. It is immutable once a Feed has returned it.
+type Set map[string]*Named
 
 // NewResource encodes m under the name. The version is the first 16 hex digits of the SHA-256 of the deterministic
 // encoding, so equal messages have equal versions in every process. It returns nil when m cannot be encoded, which
@@ -78,7 +76,7 @@ func typeURL(m proto.Message) string {
 // origin/kind/key of a signed record, otherwise the field name, else origin. A message without a name, two of one type
 // with the same name, and one that cannot be encoded are errors.
 func Encode(msgs ...proto.Message) (Set, error) {
-	set := Set{}
+	byType := map[string]map[string]*Resource{}
 	for _, m := range msgs {
 		name := nameOf(m.ProtoReflect())
 		if name == "" {
@@ -88,15 +86,19 @@ func Encode(msgs ...proto.Message) (Set, error) {
 		if err != nil {
 			return nil, err
 		}
-		named := set[r.Body.TypeUrl]
+		named := byType[r.Body.TypeUrl]
 		if named == nil {
 			named = map[string]*Resource{}
-			set[r.Body.TypeUrl] = named
+			byType[r.Body.TypeUrl] = named
 		}
 		if named[name] != nil {
 			return nil, fmt.Errorf("encode %s: two messages are named %s", m.ProtoReflect().Descriptor().FullName(), name)
 		}
 		named[name] = r
+	}
+	set := make(Set, len(byType))
+	for typ, named := range byType {
+		set[typ] = NamedOf(named)
 	}
 	return set, nil
 }
@@ -126,58 +128,16 @@ func nameOf(m protoreflect.Message) string {
 }
 
 // Sharing returns s with every resource that has the same version in old replaced by old's, and whole types where
-// nothing differs by old's map. It makes the server's comparison of the two sets cheap and lets old's memory go.
+// nothing differs by old's. It makes the server's comparison of the two sets cheap and lets old's memory go.
 func (s Set) Sharing(old Set) Set {
 	if s == nil {
 		return nil
 	}
 	out := make(Set, len(s))
-	for typ, resources := range s {
-		before := old[typ]
-		same := len(resources) == len(before)
-		shared := make(map[string]*Resource, len(resources))
-		for name, r := range resources {
-			if b := before[name]; b != nil && b.Version == r.Version {
-				r = b
-			} else {
-				same = false
-			}
-			shared[name] = r
-		}
-		if same {
-			shared = before
-		}
-		out[typ] = shared
+	for typ, named := range s {
+		out[typ] = named.sharing(old[typ])
 	}
 	return out
-}
-
-// diff returns the sorted names that were added, changed or removed.
-func diff(before, after map[string]*Resource) []string {
-	if reflect.ValueOf(before).Pointer() == reflect.ValueOf(after).Pointer() {
-		return nil
-	}
-	var names []string
-	kept := 0
-	for name, a := range after {
-		b := before[name]
-		if b != nil {
-			kept++
-		}
-		if a == b || b != nil && a != nil && a.Version == b.Version {
-			continue
-		}
-		names = append(names, name)
-	}
-	if kept < len(before) {
-		for name := range before {
-			if after[name] == nil {
-				names = append(names, name)
-			}
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
 }
 
 func (r *Resource) delta() *discoveryv3.Resource {

@@ -29,12 +29,12 @@ func TestEncode(t *testing.T) {
 		"type.googleapis.com/isthmus.federation.v1.Record": "amber/service/ns/name",
 		"type.googleapis.com/isthmus.federation.v1.Digest": "amber",
 	} {
-		r := set[typ][name]
+		r := set[typ].Get(name)
 		if r == nil || r.Body.GetTypeUrl() != typ || len(r.Version) != 16 {
 			t.Errorf("%s %s: %+v", typ, name, r)
 		}
 	}
-	if got := set[ClusterType]["c"].warms; got != "c" {
+	if got := set[ClusterType].Get("c").warms; got != "c" {
 		t.Errorf("the cluster waits for endpoints %q", got)
 	}
 	for name, bad := range map[string][]proto.Message{
@@ -55,7 +55,7 @@ func TestEncode(t *testing.T) {
 func TestSharing(t *testing.T) {
 	old := things(typed{thingType: named{"a": "1", "b": "1"}, otherType: named{"o": "1"}})
 	next := things(typed{thingType: named{"a": "1", "b": "2"}, otherType: named{"o": "1"}}).Sharing(old)
-	if next[thingType]["a"] != old[thingType]["a"] || next[thingType]["b"] == old[thingType]["b"] || next[otherType]["o"] != old[otherType]["o"] {
+	if next[thingType].Get("a") != old[thingType].Get("a") || next[thingType].Get("b") == old[thingType].Get("b") || next[otherType] != old[otherType] {
 		t.Error("resources are not shared by version")
 	}
 	if got := diff(old[thingType], next[thingType]); !slices.Equal(got, []string{"b"}) {

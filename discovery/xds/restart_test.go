@@ -104,7 +104,7 @@ func TestRefusalReachesTheOperator(t *testing.T) {
 	if s := account(); s.Sent == s.Acked || !h.equal(good, wanted) {
 		t.Errorf("after a refusal: %+v", s)
 	}
-	if got := client.Versions()[thingType]["a"]; got != good[thingType]["a"].Version {
+	if got := client.Versions()[thingType]["a"]; got != good[thingType].Get("a").Version {
 		t.Errorf("the client resumes from the refused version %s", got)
 	}
 	feed.publish(things(typed{thingType: named{"a": "better"}}))

@@ -2,7 +2,6 @@ package xds
 
 import (
 	"context"
-	"maps"
 	"math/bits"
 	"slices"
 	"sync"
@@ -90,7 +89,11 @@ func (v *view) names(typ string) []string {
 	if names, ok := v.sorted[typ]; ok {
 		return names
 	}
-	names := slices.Sorted(maps.Keys(v.set[typ]))
+	names := make([]string, 0, v.set[typ].Len())
+	for r := range v.set[typ].All() {
+		names = append(names, r.Name)
+	}
+	slices.Sort(names)
 	if v.sorted == nil {
 		v.sorted = map[string][]string{}
 	}

@@ -52,14 +52,14 @@ func (st *stream) launched(set Set, b batch, known bool) {
 func (st *stream) expect(set Set, b batch) {
 	now := time.Now()
 	st.expire(now)
-	maps.DeleteFunc(st.ignored, func(name string, _ bool) bool { return set[EndpointType][name] == nil })
+	maps.DeleteFunc(st.ignored, func(name string, _ bool) bool { return set[EndpointType].Get(name) == nil })
 	s := st.subs[EndpointType]
 	if s == nil && len(st.ignored) > 0 {
 		return
 	}
 	for _, r := range b.adds {
 		name := r.warms
-		if name == "" || set[EndpointType][name] == nil || st.ignored[name] {
+		if name == "" || set[EndpointType].Get(name) == nil || st.ignored[name] {
 			continue
 		}
 		if _, ok := st.cold[name]; ok {
@@ -129,7 +129,7 @@ func (st *stream) waits(set Set, s *sub) bool {
 	st.expire(now)
 	next := time.Time{}
 	for name, c := range st.cold {
-		if set[EndpointType][name] == nil {
+		if set[EndpointType].Get(name) == nil {
 			delete(st.cold, name) // gone again
 		} else if next.IsZero() || c.until.Before(next) {
 			next = c.until

@@ -12,19 +12,18 @@ import (
 // warmSet is a cluster and its endpoints for each name, and a listener and a route that say the text.
 func warmSet(text, clusters string) Set {
 	set := things(typed{ListenerType: named{"l": text}, RouteType: named{"r": text}})
-	set[ClusterType], set[EndpointType] = map[string]*Resource{}, map[string]*Resource{}
 	for _, name := range strings.Fields(clusters) {
 		c := thing(ClusterType, name, name)
 		c.warms = "e" + name
-		set[ClusterType][name], set[EndpointType][c.warms] = c, thing(EndpointType, c.warms, name)
+		set[ClusterType], set[EndpointType] = set[ClusterType].With(c), set[EndpointType].With(thing(EndpointType, c.warms, name))
 	}
 	return set
 }
 
 // warming has every cluster of the set wait for endpoints of the same name.
 func warming(set Set) Set {
-	for name, c := range set[ClusterType] {
-		c.warms = name
+	for c := range set[ClusterType].All() {
+		c.warms = c.Name
 	}
 	return set
 }
@@ -61,8 +60,8 @@ func TestMakeBeforeBreak(t *testing.T) {
 			// Nor are they waited for again.
 			d.w.patient()
 			next := warmSet("3", "b")
-			next[ClusterType]["b"] = thing(ClusterType, "b", "b2")
-			next[ClusterType]["b"].warms = "eb"
+			next[ClusterType] = next[ClusterType].With(thing(ClusterType, "b", "b2"))
+			next[ClusterType].Get("b").warms = "eb"
 			feed.publish(next)
 			d.want("Cluster +b=b2")
 		}, []string{"Listener +l=3", "RouteConfiguration +r=3"}},
@@ -145,7 +144,7 @@ func TestMakeBeforeBreakAfterReconnection(t *testing.T) {
 	d := w.delta()
 	old := warmSet("1", "a")
 	resume := func(typ, name string, subscribe ...string) {
-		d.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typ, ResourceNamesSubscribe: subscribe, InitialResourceVersions: named{name: old[typ][name].Version}})
+		d.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typ, ResourceNamesSubscribe: subscribe, InitialResourceVersions: named{name: old[typ].Get(name).Version}})
 	}
 	resume(ClusterType, "a")
 	d.want("Cluster +b=b")
@@ -177,7 +176,7 @@ func TestMakeBeforeBreakStateOfTheWorld(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			set := func(text, clusters string) Set {
 				set := warmSet(text, clusters)
-				set[thingType] = map[string]*Resource{"t": thing(thingType, "t", "t"+text)}
+				set[thingType] = set[thingType].With(thing(thingType, "t", "t"+text))
 				return set
 			}
 			feed := newMemory(set("1", "a"))

@@ -89,14 +89,14 @@ func TestDelta(t *testing.T) {
 		}},
 		{"resume a wildcard", ab(), func(d *deltaStream, feed *memory) {
 			r := ab()[thingType]
-			d.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: thingType, InitialResourceVersions: named{"a": r["a"].Version, "b": "old", "z": "1"}})
+			d.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: thingType, InitialResourceVersions: named{"a": r.Get("a").Version, "b": "old", "z": "1"}})
 			d.want("Thing +b=1 -z")
 			d.quiet()
 		}},
 		{"resume names", ab(), func(d *deltaStream, feed *memory) {
 			r := ab()[thingType]
 			d.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: thingType, ResourceNamesSubscribe: []string{"a", "z"},
-				InitialResourceVersions: named{"a": r["a"].Version, "b": "old", "z": "1"}})
+				InitialResourceVersions: named{"a": r.Get("a").Version, "b": "old", "z": "1"}})
 			d.want("Thing -z")
 			d.quiet()
 		}},
@@ -363,7 +363,7 @@ func TestWarming(t *testing.T) {
 		return r
 	}
 	set := func(text string) Set {
-		return Set{ClusterType: {"a": cluster(text)}, EndpointType: {"e": thing(EndpointType, "e", "1")}}
+		return Set{ClusterType: NamedOf(nil).With(cluster(text)), EndpointType: NamedOf(nil).With(thing(EndpointType, "e", "1"))}
 	}
 	feed := newMemory(set("1"))
 	d := serving(t, feed).delta()
@@ -380,22 +380,22 @@ func TestWarming(t *testing.T) {
 	resumed.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: named{"a": "old"}})
 	resumed.want("Cluster +a=2")
 	resumed.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesSubscribe: []string{"e"},
-		InitialResourceVersions: named{"e": set("1")[EndpointType]["e"].Version}})
+		InitialResourceVersions: named{"e": set("1")[EndpointType].Get("e").Version}})
 	resumed.want("ClusterLoadAssignment +e=1")
 	resumed.quiet()
 }
 
 // TestLargeState checks that a delta response stays below what clients receive by default.
 func TestLargeState(t *testing.T) {
-	set := Set{thingType: {}}
+	set := Set{thingType: NamedOf(nil)}
 	body := strings.Repeat("x", 100_000)
 	for _, name := range strings.Split(strings.Repeat("n", 99), "") {
-		name += string(rune('0' + len(set[thingType])))
-		set[thingType][name] = thing(thingType, name, body)
+		name += string(rune('0' + set[thingType].Len()))
+		set[thingType] = set[thingType].With(thing(thingType, name, body))
 	}
 	d := serving(t, newMemory(set)).delta()
 	d.subscribe(thingType)
-	for got := 0; got < len(set[thingType]); {
+	for got := 0; got < set[thingType].Len(); {
 		got += len(d.recv().GetResources())
 	}
 	d.quiet()

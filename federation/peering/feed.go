@@ -49,7 +49,7 @@ func (f *feed) serve(records []*federationv1.Record, digests []*federationv1.Dig
 		}
 	}
 	f.records = encoded
-	f.publish(xds.Set{RecordType: named, DigestType: digestSet(digests)})
+	f.publish(xds.Set{RecordType: xds.NamedOf(named), DigestType: digestSet(digests)})
 }
 
 func (f *feed) publish(set xds.Set) {
@@ -104,7 +104,7 @@ func (p *Peering) feed(peers []protocol.Peer, digests []*federationv1.Digest) {
 	}
 	for name, f := range p.feeds {
 		if !wanted[name] {
-			f.publish(xds.Set{RecordType: {}, DigestType: {}})
+			f.publish(xds.Set{RecordType: xds.NamedOf(nil), DigestType: xds.NamedOf(nil)})
 			delete(p.feeds, name)
 		}
 	}
@@ -142,12 +142,12 @@ func (p *Peering) beat() {
 	}
 }
 
-func digestSet(digests []*federationv1.Digest) map[string]*xds.Resource {
+func digestSet(digests []*federationv1.Digest) *xds.Named {
 	out := make(map[string]*xds.Resource, len(digests))
 	for _, d := range digests {
 		if r := xds.NewResource(d.Origin, d); r != nil {
 			out[d.Origin] = r
 		}
 	}
-	return out
+	return xds.NamedOf(out)
 }

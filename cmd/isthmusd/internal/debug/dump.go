@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"maps"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -28,14 +28,13 @@ func dump(set xds.Set) any {
 	configs := []any{}
 	for _, d := range dumped {
 		list := []any{}
-		for _, name := range slices.Sorted(maps.Keys(set[d.typ])) {
-			r := set[d.typ][name]
+		for _, r := range slices.SortedFunc(set[d.typ].All(), func(a, b *xds.Resource) int { return strings.Compare(a.Name, b.Name) }) {
 			state := map[string]any{"version_info": r.Version, d.field: shown(r.Body)}
 			switch d.typ {
 			case xds.ListenerType:
-				list = append(list, map[string]any{"name": name, "active_state": state})
+				list = append(list, map[string]any{"name": r.Name, "active_state": state})
 			case xds.SecretType:
-				state["name"] = name
+				state["name"] = r.Name
 				list = append(list, state)
 			default:
 				list = append(list, state)

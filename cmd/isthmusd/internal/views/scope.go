@@ -72,21 +72,19 @@ func (vs *Views) endpoints(old *scope, p *mesh.Proxy, c change) *scope {
 			return nil
 		}
 		named := old.set[xds.EndpointType]
-		cloned := false
+		var changed []*xds.Resource
 		for _, a := range assignments {
 			r := xds.NewResource(a.ClusterName, a)
 			if r == nil {
 				return nil
 			}
-			if have := named[r.Name]; have != nil && have.Version == r.Version {
-				continue
+			if have := named.Get(r.Name); have == nil || have.Version != r.Version {
+				changed = append(changed, vs.encoded.one(xds.EndpointType, r))
 			}
-			if !cloned {
-				named, cloned = maps.Clone(named), true
-			}
-			named[r.Name] = vs.encoded.one(xds.EndpointType, r)
 		}
-		s.set[xds.EndpointType] = named
+		if len(changed) > 0 {
+			s.set[xds.EndpointType] = named.With(changed...)
+		}
 	}
 	maps.Copy(s.set, vs.namesFor(p, c.to))
 	s.id = vs.idOf(s.set, old)
@@ -129,30 +127,23 @@ func (vs *Views) overlayOf(v *view, c change) *overlay {
 	return o
 }
 
-// merge lays own over base. A type whose two parts are those of the set that v has keeps v's map.
+// merge lays own over base. A type whose two parts are those of the set that v has keeps v's.
 func merge(base xds.Set, own *overlay, v *view) xds.Set {
 	if own == nil {
 		return base
 	}
 	set := maps.Clone(base)
 	for typ, named := range own.set {
-		if v.own != nil && same(base[typ], v.base[typ]) && same(named, v.own.set[typ]) {
+		if v.own != nil && base[typ] == v.base[typ] && named == v.own.set[typ] {
 			set[typ] = v.set[typ]
 			continue
 		}
-		set[typ] = maps.Clone(base[typ])
-		maps.Copy(set[typ], named)
+		set[typ] = base[typ].With(slices.Collect(named.All())...)
 	}
 	return set
 }
 
-func same(a, b map[string]*xds.Resource) bool {
-	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
-}
-
-func sameMaps(a, b xds.Set) bool {
-	return maps.EqualFunc(a, b, same)
-}
+func sameMaps(a, b xds.Set) bool { return maps.Equal(a, b) }
 
 // idOf returns the id of the scope before if the set is the same, maps included, else a new one.
 func (vs *Views) idOf(set xds.Set, old *scope) uint64 {
@@ -221,9 +212,13 @@ func (p pool) one(typ string, r *xds.Resource) *xds.Resource {
 // share replaces the resources of a set that nobody else has yet.
 func (p pool) share(set xds.Set) {
 	for typ, named := range set {
-		for name, r := range named {
-			named[name] = p.one(typ, r)
-		}
+		set[typ] = xds.NewNamed(func(yield func(*xds.Resource) bool) {
+			for r := range named.All() {
+				if !yield(p.one(typ, r)) {
+					return
+				}
+			}
+		})
 	}
 }
 
@@ -232,7 +227,7 @@ func (p pool) sweep(scopes map[string]*scope) {
 	total := 0
 	for _, s := range scopes {
 		for _, named := range s.set {
-			total += len(named)
+			total += named.Len()
 		}
 	}
 	if len(p) <= 2*total+1024 {
@@ -241,7 +236,7 @@ func (p pool) sweep(scopes map[string]*scope) {
 	clear(p)
 	for _, s := range scopes {
 		for typ, named := range s.set {
-			for _, r := range named {
+			for r := range named.All() {
 				p[resourceID{typ, r.Name, r.Version}] = r
 			}
 		}

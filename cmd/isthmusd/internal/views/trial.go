@@ -152,7 +152,7 @@ func (vs *Views) judge() {
 }
 
 func (vs *Views) hear(x verdict) {
-	key := vs.key(x.view.proxy)
+	key := vs.keyOf(x.view)
 	t := vs.trials[key]
 	if x.refusal == nil {
 		if t == nil || t.judge != x.view || t.testing == nil {
@@ -199,7 +199,7 @@ func (vs *Views) hear(x verdict) {
 func (x verdict) culprits(s *scope) []filterID {
 	collect := func(named bool) (out []filterID) {
 		for name, version := range x.versions {
-			r := x.view.set[x.typ][name]
+			r := x.view.set[x.typ].Get(name)
 			if r == nil || r.Version != version || named && !strings.Contains(*x.refusal, name) {
 				continue
 			}
@@ -222,7 +222,7 @@ func (x verdict) culprits(s *scope) []filterID {
 
 // touchedIn returns the filters in a resource as the view has it: its own lies over the scope's.
 func (v *view) touchedIn(s *scope, k resourceKey) []*mesh.EnvoyFilter {
-	if v.own != nil && v.own.set[k.typ][k.name] != nil {
+	if v.own != nil && v.own.set[k.typ].Get(k.name) != nil {
 		return v.own.touched[k]
 	}
 	if s == nil {
@@ -267,7 +267,7 @@ func (v *view) with(id filterID, s *scope) map[resourceKey]string {
 		maps.Copy(all, v.own.touched)
 	}
 	for k := range all {
-		r := v.set[k.typ][k.name]
+		r := v.set[k.typ].Get(k.name)
 		if r != nil && slices.ContainsFunc(v.touchedIn(s, k), func(f *mesh.EnvoyFilter) bool { return idOfFilter(f) == id }) {
 			out[k] = r.Version
 		}
@@ -280,7 +280,7 @@ func (vs *Views) serveAnew(key string) {
 	c := change{to: vs.of}
 	done := false
 	for _, v := range vs.views {
-		if vs.key(v.proxy) != key {
+		if vs.keyOf(v) != key {
 			continue
 		}
 		if !done {

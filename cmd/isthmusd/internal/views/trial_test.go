@@ -83,11 +83,11 @@ func TestTrials(t *testing.T) {
 		}
 		answer := func() (refused bool) {
 			set, _ := f.Latest()
-			for name, r := range set[xds.ListenerType] {
+			for r := range set[xds.ListenerType].All() {
 				var refusal *string
 				for n, isBad := range bad {
 					if isBad && strings.Contains(string(r.Body.Value), n) {
-						text := "Error adding/updating listener(s) " + name + ": no good"
+						text := "Error adding/updating listener(s) " + r.Name + ": no good"
 						refusal = &text
 					}
 				}
@@ -107,7 +107,7 @@ func TestTrials(t *testing.T) {
 		}
 		set, _ := f.Latest()
 		body := ""
-		for _, r := range set[xds.ListenerType] {
+		for r := range set[xds.ListenerType].All() {
 			body += string(r.Body.Value)
 		}
 		out := map[string]bool{}
@@ -131,7 +131,7 @@ func TestTrialForeign(t *testing.T) {
 	a, _, _ := vs.Feed(gatewayNode(t, "a"), "")
 	b, release, _ := vs.Feed(gatewayNode(t, "b"), "") // a gateway is served for itself
 	set, _ := a.Latest()
-	old := set[xds.ListenerType]["0.0.0.0_8080"]
+	old := set[xds.ListenerType].Get("0.0.0.0_8080")
 	text := "no"
 	refuse := func(f xds.Feed) {
 		f.(xds.Judge).Answered(xds.ListenerType, []*xds.Resource{old}, &text)
@@ -141,7 +141,7 @@ func TestTrialForeign(t *testing.T) {
 	}
 	has := func(f xds.Feed) bool {
 		set, _ := f.Latest()
-		return strings.Contains(string(set[xds.ListenerType]["0.0.0.0_8080"].Body.Value), "one")
+		return strings.Contains(string(set[xds.ListenerType].Get("0.0.0.0_8080").Body.Value), "one")
 	}
 	refuse(a)
 	if has(a) || !has(b) {

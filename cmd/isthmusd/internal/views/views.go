@@ -30,13 +30,12 @@ type Views struct {
 	log       *slog.Logger
 	duration  *prometheus.HistogramVec
 
-	mu     sync.Mutex
-	views  map[string]*view
-	scopes map[string]*scope
-	of     *mesh.Snapshot             // the snapshot they are made of
-	names  map[mesh.ClusterID]xds.Set // its DNS hosts, by the cluster of those who ask
-	// owned lists the services that have a connected proxy's workload as an endpoint.
-	owned   map[workload][]*mesh.Service
+	mu      sync.Mutex
+	views   map[string]*view
+	scopes  map[string]*scope
+	of      *mesh.Snapshot             // the snapshot they are made of
+	names   map[mesh.ClusterID]xds.Set // its DNS hosts, by the cluster of those who ask
+	owned   owners
 	encoded pool
 	made    uint64            // sets made, to name them
 	trials  map[string]*trial // by scope; those that some Envoy refused something of
@@ -44,18 +43,12 @@ type Views struct {
 	verdicts verdicts
 }
 
-type workload struct {
-	cluster         mesh.ClusterID
-	namespace, name string
-}
-
-func workloadOf(p *mesh.Proxy) workload { return workload{p.Cluster, p.Namespace, p.Name} }
-
 // view implements xds.Feed.
 type view struct {
 	node  *mesh.Proxy // as it describes itself; nil: a DNS server
 	proxy *mesh.Proxy // node, placed by the newest snapshot
 	said  *verdicts
+	key   string // of its scope; empty until asked for
 	users int
 	seen  uint64   // scope.id that was published
 	base  xds.Set  // the scope's set that was published
@@ -94,7 +87,7 @@ func (v *view) place(snap *mesh.Snapshot) {
 	}
 	p := topologies.Place(snap, v.node)
 	if p.Cluster != v.proxy.Cluster || p.Network != v.proxy.Network || p.Locality != v.proxy.Locality {
-		v.proxy, v.own = p, nil
+		v.proxy, v.own, v.key = p, nil, ""
 	}
 }
 
@@ -153,8 +146,7 @@ func (vs *Views) Feed(n *corev3.Node, identity string) (xds.Feed, func(), error)
 		if snap, _ := vs.snapshots.Latest(); snap != nil {
 			vs.renew(snap)
 			v.place(vs.of)
-			vs.own(map[string]*view{key: v}) // the others know theirs
-			v.follow(vs.scopeOf(v.proxy), vs.overlayOf(v, change{to: vs.of}))
+			v.follow(vs.scopeOf(v), vs.overlayOf(v, change{to: vs.of}))
 		}
 	}
 	v.users++
@@ -198,13 +190,12 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 	for _, v := range vs.views {
 		v.place(snap)
 	}
-	vs.owned = map[workload][]*mesh.Service{}
-	vs.own(vs.views)
+	vs.owned = vs.owned.after(c)
 	vs.host(c)
 	old := vs.scopes
 	vs.scopes = make(map[string]*scope, len(old))
 	for _, v := range vs.views {
-		key := vs.key(v.proxy)
+		key := vs.keyOf(v)
 		s := vs.scopes[key]
 		if s == nil {
 			s = vs.refresh(old[key], common(v.proxy), c)
@@ -217,19 +208,34 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 }
 
 // scopeOf returns the scope of a proxy that came between two snapshots.
-func (vs *Views) scopeOf(p *mesh.Proxy) *scope {
-	key := vs.key(p)
+func (vs *Views) scopeOf(v *view) *scope {
+	key := vs.keyOf(v)
 	if vs.scopes[key] == nil {
-		vs.scopes[key] = vs.refresh(nil, common(p), change{to: vs.of})
+		vs.scopes[key] = vs.refresh(nil, common(v.proxy), change{to: vs.of})
 	}
 	return vs.scopes[key]
 }
 
+// key names the scope of p.
 func (vs *Views) key(p *mesh.Proxy) string {
 	if p == nil {
 		return "dns"
 	}
-	key := scopeKey(common(p), common(p).Name)
+	return vs.patchedKey(p, scopeKey(common(p), common(p).Name))
+}
+
+// keyOf is key for a view, which keeps what lasts.
+func (vs *Views) keyOf(v *view) string {
+	if v.proxy == nil {
+		return "dns"
+	}
+	if v.key == "" {
+		v.key = scopeKey(common(v.proxy), common(v.proxy).Name)
+	}
+	return vs.patchedKey(v.proxy, v.key)
+}
+
+func (vs *Views) patchedKey(p *mesh.Proxy, key string) string {
 	if vs.of != nil && len(vs.of.EnvoyFilters) > 0 {
 		key += "/" + patch.Facts(vs.of, p)
 	}
@@ -242,28 +248,6 @@ func common(p *mesh.Proxy) *mesh.Proxy {
 		return p
 	}
 	return translate.Nameless(p)
-}
-
-// own finds the services of these sidecars' workloads in the newest snapshot.
-func (vs *Views) own(views map[string]*view) {
-	found := map[workload][]*mesh.Service{}
-	for _, v := range views {
-		if v.proxy != nil && v.proxy.Type == mesh.Sidecar {
-			found[workloadOf(v.proxy)] = nil
-		}
-	}
-	if len(found) == 0 {
-		return
-	}
-	for _, s := range vs.of.Services {
-		for _, e := range s.Endpoints {
-			w := workload{e.Cluster, e.Namespace, e.Workload}
-			if have, wanted := found[w]; wanted && (len(have) == 0 || have[len(have)-1] != s) {
-				found[w] = append(have, s)
-			}
-		}
-	}
-	maps.Copy(vs.owned, found)
 }
 
 // Problems returns what the translations of the newest snapshot left out, each once.

@@ -70,8 +70,8 @@ func versions(f xds.Feed) map[string]string {
 	out := map[string]string{}
 	set, _ := f.Latest()
 	for typ, named := range set {
-		for name, r := range named {
-			out[typ+" "+name] = r.Version
+		for r := range named.All() {
+			out[typ+" "+r.Name] = r.Version
 		}
 	}
 	return out
@@ -151,9 +151,9 @@ func TestEqualProxiesShare(t *testing.T) {
 	}
 	x, _ := a.Latest()
 	y, _ := b.Latest()
-	for name, r := range x[xds.EndpointType] {
-		if y[xds.EndpointType][name] != r {
-			t.Errorf("%s is encoded twice", name)
+	for r := range x[xds.EndpointType].All() {
+		if y[xds.EndpointType].Get(r.Name) != r {
+			t.Errorf("%s is encoded twice", r.Name)
 		}
 	}
 }
