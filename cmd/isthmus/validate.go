@@ -21,7 +21,7 @@ func validateCommand(o *options) *cobra.Command {
 
 An error is about an object that is wrong by itself, or there twice: isthmusd would leave it out. A warning is about what
 has no effect (it is not supported yet), or what may be right once other objects are there: an unknown host, subset or
-gateway, two objects for one host.
+gateway, two objects for one host, a rule that an earlier one hides.
 
 The exit code is 0 when there are no errors, else 1. With --strict warnings count, too.`,
 		Example: `  isthmus validate -f reviews.yaml

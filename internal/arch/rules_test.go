@@ -57,6 +57,7 @@ var rules = []rule{
 		others: join(append(protobuf, istioTypes...), "istio.io/client-go/pkg/apis/...", "k8s.io/api/...", "k8s.io/apimachinery/...",
 			"sigs.k8s.io/mcs-api/pkg/apis/...", "sigs.k8s.io/gateway-api/apis/...", "sigs.k8s.io/yaml", "sigs.k8s.io/json", "go.yaml.in/yaml/..."),
 	},
+	{pkgs: []string{"discovery/lint"}, ours: base, others: istioTypes, pure: true},
 	{pkgs: []string{"discovery/source/file"}, ours: join(base, "discovery/config"), others: []string{"github.com/fsnotify/fsnotify"}},
 	{
 		pkgs: []string{"discovery/source/kube"}, ours: join(base, "discovery/config", "discovery/identity"),

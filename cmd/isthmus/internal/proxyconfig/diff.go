@@ -40,7 +40,8 @@ func Diff(envoy, held *Dump, kinds []string, f Filter) []Difference {
 		for _, name := range slices.Sorted(maps.Keys(union(have, want))) {
 			h, inEnvoy := have[name]
 			w, isHeld := want[name]
-			if !f.Lets(kind, cmpResource(inEnvoy, h, w)) || !isHeld && kind == "secrets" || !inEnvoy && !asked(envoy, kind, name) {
+			own := !isHeld && kind == "secrets" || kind == "endpoints" && !asked(envoy, kind, name) // Envoy dumps endpoints of other clusters, too
+			if !f.Lets(kind, cmpResource(inEnvoy, h, w)) || own || !inEnvoy && !asked(envoy, kind, name) {
 				continue
 			}
 			d := Difference{Kind: kind, Name: name, Envoy: inEnvoy, Held: isHeld}

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/lint"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -190,8 +191,16 @@ func Check(files []File) Report {
 	}
 	cfg := store.DefaultConfig(Local("local"))
 	cfg.Check = config.CheckReferences
-	for _, p := range store.Once(cfg, inputs).Problems {
-		r.add(p, severityTogether(p.Reason))
+	snap := store.Once(cfg, inputs)
+	lines := map[string]*config.Locator{}
+	for _, p := range slices.Concat(snap.Problems, lint.Routes(snap.VirtualServices)) {
+		line := 0 // where the field is, better than where the object begins
+		if i := strings.LastIndexByte(p.Object.Source, ':'); i > 0 {
+			line = locate(lines, files, p.Object.Source[:i]).Line(p.Object, p.Field)
+		}
+		if r.add(p, severityTogether(p.Reason)); line > 0 {
+			r.Findings[len(r.Findings)-1].Line = line
+		}
 	}
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), strings.Compare(a.String(), b.String()))
@@ -205,6 +214,17 @@ func Check(files []File) Report {
 		}
 	}
 	return r
+}
+
+// locate reads a file's lines once.
+func locate(lines map[string]*config.Locator, files []File, name string) *config.Locator {
+	if lines[name] == nil {
+		lines[name] = &config.Locator{}
+		if i := slices.IndexFunc(files, func(f File) bool { return f.Name == name }); i >= 0 {
+			lines[name] = config.NewLocator(name, files[i].Data)
+		}
+	}
+	return lines[name]
 }
 
 // severityAlone: what is not honoured does no harm but to those who rely on it; all else leaves the object out.

@@ -24,6 +24,32 @@ spec:
     - route: [{destination: {host: reviews}}]
 `
 
+// list has its second object's mistakes in lines 20 and 23, after a document and a comment.
+const list = `# what follows
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: nothing, namespace: default}
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: networking.istio.io/v1
+  kind: DestinationRule
+  spec: {host: ratings}
+  metadata: {name: ratings, namespace: default}
+
+- kind: VirtualService
+  apiVersion: networking.istio.io/v1
+  metadata: {name: shop, namespace: default}
+  spec:
+    hosts: [shop.example.com]
+    gateways:
+    - default/edge
+    http:
+    - route:
+      - destination: {host: reviews, subset: v9}
+`
+
 func TestCheck(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -35,11 +61,18 @@ func TestCheck(t *testing.T) {
 			want: []string{"a.yaml:13: error: VirtualService/default/reviews spec.htp: UnknownField:"}},
 		{name: "no YAML", files: []File{{"a.yaml", []byte("a: [")}}, want: []string{"a.yaml:1: error: File/a.yaml: InvalidYAML:"}},
 		{name: "an unknown host may yet come", files: []File{{"a.yaml", []byte(strings.Replace(good, "host: reviews}", "host: ratings}", 1))}},
-			want: []string{"a.yaml:8: warning: VirtualService/default/reviews spec.http[0].route[0].destination.host: UnknownHost:"}},
+			want: []string{"a.yaml:14: warning: VirtualService/default/reviews spec.http[0].route[0].destination.host: UnknownHost:"}},
 		{name: "the same object in two files", files: []File{{"a.yaml", []byte(good)}, {"b.yaml", []byte(good)}},
 			want: []string{"b.yaml:1: error: Service/default/reviews: Duplicate:", "b.yaml:8: error: VirtualService/default/reviews: Duplicate:"}},
 		{name: "two rules for one host", files: []File{{"a.yaml", []byte(good)}, {"b.yaml", []byte("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: z}\nspec:\n  hosts: [reviews]\n  http: [{route: [{destination: {host: reviews}}]}]\n")}},
-			want: []string{"b.yaml:1: warning: VirtualService/default/z spec.hosts[0]: ConflictingHosts:"}},
+			want: []string{"b.yaml:5: warning: VirtualService/default/z spec.hosts[0]: ConflictingHosts:"}},
+		{name: "a route that an earlier one hides", files: []File{{"a.yaml", []byte(good + "    - match: [{uri: {prefix: /a}}]\n      route: [{destination: {host: reviews}}]\n")}},
+			want: []string{"a.yaml:15: warning: VirtualService/default/reviews spec.http[1]: UnreachableRoute: no request gets here: spec.http[0] takes all that it matches; put it before that rule, or remove it"}},
+		{name: "objects of a list", files: []File{{"a.yaml", []byte(good)}, {"l.yaml", []byte(list)}},
+			want: []string{
+				"l.yaml:11: warning: DestinationRule/default/ratings spec.host: UnknownHost:", "l.yaml:20: warning: VirtualService/default/shop spec.gateways[0]: UnknownGateway:",
+				"l.yaml:23: warning: VirtualService/default/shop spec.http[0].route[0].destination.subset: UnknownSubset:",
+			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := Check(c.files)
