@@ -166,6 +166,9 @@ func (o *object) decode() {
 		}
 		return
 	}
+	if o.d.opts.Remote && o.group == groupGatewayAPI {
+		return // routes and other gateways are said in the cluster of the control plane
+	}
 	if !o.known() || !o.named() {
 		return
 	}

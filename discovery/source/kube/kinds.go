@@ -53,6 +53,10 @@ const (
 // RemoteSecretLabel marks the Secrets that hold the kubeconfigs of remote clusters, with value "true".
 const RemoteSecretLabel = "istio/multiCluster"
 
+const groupGatewayAPI = "gateway.networking.k8s.io"
+
+var eastWestGateway = [2]string{"Gateway", "gateways"}
+
 // kinds lists what is read. EndpointSlices that the controller makes of Pods are not: readiness is taken from the Pod
 // itself, which is told earlier, in one small change, and carries labels and identity besides.
 func kinds() []*kind {
@@ -86,12 +90,15 @@ func kinds() []*kind {
 		{"telemetry.istio.io", []string{"v1", "v1alpha1"}, [][2]string{{"Telemetry", "telemetries"}}},
 		{"extensions.istio.io", []string{"v1alpha1"}, [][2]string{{"WasmPlugin", "wasmplugins"}, {"TrafficExtension", "trafficextensions"}}},
 		{"multicluster.x-k8s.io", []string{"v1beta1", "v1alpha1"}, [][2]string{{"ServiceExport", "serviceexports"}}},
-		{"gateway.networking.k8s.io", []string{"v1", "v1beta1", "v1alpha3", "v1alpha2"}, [][2]string{
-			{"Gateway", "gateways"}, {"HTTPRoute", "httproutes"}, {"GRPCRoute", "grpcroutes"}, {"TLSRoute", "tlsroutes"}, {"TCPRoute", "tcproutes"},
+		{groupGatewayAPI, []string{"v1", "v1beta1", "v1alpha3", "v1alpha2"}, [][2]string{
+			eastWestGateway, {"HTTPRoute", "httproutes"}, {"GRPCRoute", "grpcroutes"}, {"TLSRoute", "tlsroutes"}, {"TCPRoute", "tcproutes"},
 		}},
 	} {
 		for _, k := range g.kinds {
-			core = append(core, &kind{name: k[0], group: g.group, resource: k[1], versions: g.versions, optional: true, relabel: k[0] == "ServiceEntry"})
+			core = append(core, &kind{
+				name: k[0], group: g.group, resource: k[1], versions: g.versions, optional: true, relabel: k[0] == "ServiceEntry",
+				everywhere: k == eastWestGateway && g.group == groupGatewayAPI, // it says where its network's gateway is
+			})
 		}
 	}
 	return core

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -101,6 +102,47 @@ func TestRemote(t *testing.T) {
 	if st := s.Status(); len(st) != 1 {
 		t.Errorf("status still has %+v", st)
 	}
+}
+
+// TestRemoteGateway reads the Gateways of a remote cluster that say where its network's gateway is, and no others.
+func TestRemoteGateway(t *testing.T) {
+	local, far := newCluster(t), newCluster(t)
+	crds, err := os.ReadFile("../../../deploy/helm/isthmus/files/crds/gateway-api.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	far.apply(crd(t, string(crds), "gateways.gateway.networking.k8s.io"))
+	gateway := func(name, class string) string {
+		return "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: " + name + ", namespace: istio-system, labels: {topology.istio.io/network: far-net}}\n" +
+			"spec: {gatewayClassName: " + class + ", addresses: [{type: IPAddress, value: 192.0.2.7}], listeners: [{name: cross, port: 15443, protocol: TLS, tls: {mode: Passthrough}}]}\n"
+	}
+	sink := newRecorder()
+	run(t, "amber", local.REST(), sink)
+	sink.wait(t, 30*second, sink.isSynced)
+	who := far.reader("first")
+	far.allow("system:serviceaccount:istio-system:first", "gateways", "gateway.networking.k8s.io/gateways")
+	local.apply(remoteSecret("istio-remote-secret-birch", "birch", kubeconfig(t, who)))
+
+	far.apply(gateway("eastwest", "istio-east-west") + "---\n" + gateway("ingress", "istio"))
+	key := "birch/gateways.gateway.networking.k8s.io/istio-system/"
+	sink.wait(t, 20*second, sink.has(key+"eastwest"))
+	in, _ := sink.get(key + "eastwest")
+	if len(in.Networks) != 1 || len(in.Gateways) != 0 {
+		t.Fatalf("it says %+v", in)
+	}
+	if n := in.Networks[0]; n.ID != "far-net" || len(n.Gateways) != 1 || n.Gateways[0].Address != "192.0.2.7" || n.Gateways[0].Cluster != "birch" {
+		t.Errorf("the network is %+v", n)
+	}
+	if in, _ := sink.get(key + "ingress"); len(in.Networks)+len(in.Problems) > 0 {
+		t.Errorf("another gateway says %+v", in)
+	}
+	far.remove(gateway("eastwest", "istio-east-west"))
+	sink.wait(t, 10*second, func() error {
+		if in, ok := sink.get(key + "eastwest"); ok {
+			return fmt.Errorf("still %+v", in)
+		}
+		return nil
+	})
 }
 
 // TestBadRemoteSecrets has one of each kind beside a good one, which works.
