@@ -73,6 +73,7 @@ func (o *object) meshConfig(root, text string) {
 	if !o.message("data."+keyMesh, raw, meshDefaults(root, domain), spec) {
 		return
 	}
+	o.checkMesh(raw, meshDefaults(root, domain), spec)
 	if spec.TrustDomain != domain && o.d.opts.TrustDomain != "" {
 		o.note("data.mesh.trustDomain", ReasonConflict, show(spec.TrustDomain)+" is not the trust domain of this control plane, "+domain+", which is used", "write "+domain+", or set trustDomain in the configuration of isthmusd")
 		spec.TrustDomain = domain

@@ -53,7 +53,9 @@ func tcpFilter(t *tcpproxyv3.TcpProxy) *listenerv3.Filter {
 // after CORS, which answers a browser's question without a token.
 func connectionManager(m *hcmv3.HttpConnectionManager, guards ...*hcmv3.HttpFilter) *listenerv3.Filter {
 	m.StreamIdleTimeout = wire.Duration(0)
-	m.NormalizePath = wire.Yes()
+	if m.NormalizePath == nil {
+		m.NormalizePath = wire.Yes()
+	}
 	m.UpgradeConfigs = []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}}
 	m.HttpFilters = append([]*hcmv3.HttpFilter{httpFilter(httprule.CorsFilter, wire.Pack(&corsv3.Cors{}))}, guards...)
 	m.HttpFilters = append(m.HttpFilters,

@@ -4,21 +4,24 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	meshconfig "istio.io/api/mesh/v1alpha1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/translate/authz"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/jwt"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
 // guard is what policies put in front of the traffic that comes to a workload or a gateway.
 type guard struct {
-	http     []*hcmv3.HttpFilter  // of connection managers
+	http     []*hcmv3.HttpFilter // of connection managers
+	paths    meshconfig.MeshConfig_ProxyPathNormalization_NormalizationType
 	tcp      []*listenerv3.Filter // of chains that pass bytes on
 	clusters []*clusterv3.Cluster // that the filters call, beside those of services
 }
 
 // guard returns what RequestAuthentications and AuthorizationPolicies ask for. It is the same at each port.
 func (v *view) guard() guard {
-	var g guard
+	g := guard{paths: v.meshConfig().GetPathNormalization().GetNormalization()}
 	tokens, clusters, problems := jwt.Filter(v.full, v.proxy)
 	if tokens != nil {
 		g.http, g.clusters = append(g.http, tokens), clusters
@@ -27,6 +30,20 @@ func (v *view) guard() guard {
 	g.http, g.tcp = append(g.http, rules.HTTP...), rules.TCP
 	v.problems.list = append(append(v.problems.list, problems...), more...)
 	return g
+}
+
+// manager is a connection manager with the guard's filters, which see paths as pathNormalization of the mesh says.
+func (g guard) manager(m *hcmv3.HttpConnectionManager) *listenerv3.Filter {
+	switch g.paths {
+	case meshconfig.MeshConfig_ProxyPathNormalization_NONE:
+		m.NormalizePath = wire.No()
+	case meshconfig.MeshConfig_ProxyPathNormalization_DECODE_AND_MERGE_SLASHES:
+		m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_UNESCAPE_AND_FORWARD
+		m.MergeSlashes = true
+	case meshconfig.MeshConfig_ProxyPathNormalization_MERGE_SLASHES:
+		m.MergeSlashes = true
+	}
+	return connectionManager(m, g.http...)
 }
 
 // before puts the filters of a guard in front of those of a chain.

@@ -172,7 +172,7 @@ func (g guard) inboundChains(p localPort, cluster string, mode peerauth.Mode) []
 }
 
 func (g guard) inboundHTTP(p localPort, cluster string) *listenerv3.Filter {
-	return connectionManager(&hcmv3.HttpConnectionManager{
+	return g.manager(&hcmv3.HttpConnectionManager{
 		StatPrefix: "inbound_" + wire.Itoa(p.number),
 		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
 			Name:             cluster,
@@ -188,7 +188,7 @@ func (g guard) inboundHTTP(p localPort, cluster string) *listenerv3.Filter {
 		SetCurrentClientCertDetails: &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{
 			Uri: true,
 		},
-	}, g.http...)
+	})
 }
 
 func tlsInspector() *listenerv3.ListenerFilter {

@@ -42,10 +42,10 @@ func (v *view) ingress() Resources {
 		r.Routes = append(r.Routes, &routev3.RouteConfiguration{Name: name, ValidateClusters: wire.No(), VirtualHosts: v.gatewayHosts(servers[port])})
 		r.Listeners = append(r.Listeners, v.anyAddress(&listener{
 			Name: "0.0.0.0_" + wire.Itoa(bind), TrafficDirection: outboundDirection,
-			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{connectionManager(&hcmv3.HttpConnectionManager{
+			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{g.manager(&hcmv3.HttpConnectionManager{
 				StatPrefix: "outbound_0.0.0.0_" + wire.Itoa(bind), RouteSpecifier: rds(name), UseRemoteAddress: wire.Yes(),
 				ForwardClientCertDetails: hcmv3.HttpConnectionManager_SANITIZE,
-			}, g.http...)}}},
+			})}}},
 		}, bind))
 	}
 	return r
