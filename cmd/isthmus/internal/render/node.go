@@ -26,9 +26,9 @@ type instance struct {
 	locality  string
 }
 
-// find looks for a workload: among pods and machines, then among the endpoints of services. A gateway whose pods are
-// not there has the labels by which its Service would select them.
-func find(snap *mesh.Snapshot, inputs map[string]mesh.Input, name, namespace string) (instance, bool) {
+// find looks for a workload: among pods and machines, then among the endpoints of services. Where its pods are not there,
+// false, a Deployment of the name says what they would be, or a Service by which labels it would select them.
+func (c Config) find(snap *mesh.Snapshot, inputs map[string]mesh.Input, name, namespace string) (instance, bool) {
 	for _, w := range snap.Workloads {
 		if w.Name == name && w.Namespace == namespace {
 			return instance{addresses: w.Addresses, labels: w.Labels, account: w.ServiceAccount, locality: w.Locality}, true
@@ -40,6 +40,9 @@ func find(snap *mesh.Snapshot, inputs map[string]mesh.Input, name, namespace str
 				return instance{addresses: []string{e.Address}, labels: e.Labels, identity: e.Identity, locality: e.Locality}, true
 			}
 		}
+	}
+	if in, kind := templateOf(c.Files, name, namespace); kind != "" {
+		return in, false
 	}
 	for _, key := range slices.Sorted(maps.Keys(inputs)) {
 		for _, d := range inputs[key].Services {
@@ -67,7 +70,7 @@ func (c Config) proxyOf(snap *mesh.Snapshot, inputs map[string]mesh.Input) (p *m
 		return nil, in, false, diag.Hint(fmt.Errorf("node %q names no proxy", c.Node), "--node POD.NAMESPACE, --node 'router POD.NAMESPACE' or --node sidecar~IP~POD.NAMESPACE~DOMAIN")
 	}
 	name, namespace := workload[:dot], workload[dot+1:]
-	in, known = find(snap, inputs, name, namespace)
+	in, known = c.find(snap, inputs, name, namespace)
 	if len(c.Labels) > 0 {
 		in.labels = c.Labels
 	}

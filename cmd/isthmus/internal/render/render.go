@@ -84,8 +84,10 @@ func New(c Config) (*Rendering, error) {
 	var more []mesh.Problem
 	r.Resources, more = served.To(snap, p)
 	r.Problems = sorted(slices.Concat(problems, snap.Problems, more))
-	if !known {
-		r.warn("%s.%s is not in the files: give its labels with --labels where they matter, and its address as --node %s~IP~%s.%s~DOMAIN", p.Name, p.Namespace, p.Type, p.Name, p.Namespace)
+	if !known && len(in.labels) == 0 {
+		r.warn("%s.%s is not in the files: give its labels with --labels where they matter, and its address as --node '%s~IP~%s.%s~DOMAIN'", p.Name, p.Namespace, p.Type, p.Name, p.Namespace)
+	} else if !known {
+		r.warn("no pod %s.%s is in the files: it has no address and no services of its own here", p.Name, p.Namespace)
 	}
 	r.empty(snap, inputs)
 	return r, nil

@@ -256,3 +256,17 @@ func TestCertsAreNamed(t *testing.T) {
 		t.Error("a private key stands in the bootstrap")
 	}
 }
+
+// TestTemplates: a Deployment says what its pods would be.
+func TestTemplates(t *testing.T) {
+	const gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: edge, namespace: default}\nspec: {selector: {istio: ingressgateway}, servers: [{port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}]}\n"
+	const deployment = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: edge, namespace: web}, spec: {template: {metadata: {labels: {istio: ingressgateway}}, spec: {serviceAccountName: porter}}}}"
+	for name, data := range map[string]string{"document": deployment + "\n---\n" + gateway, "list": "{apiVersion: v1, kind: List, items: [" + deployment + "]}\n---\n" + gateway} {
+		got := renderAll(t, render.Config{Node: "router edge.web", Files: []validate.File{{Name: "a.yaml", Data: []byte(data)}}})
+		for _, want := range []string{`"port_value": 8080`, `"istio": "ingressgateway"`} {
+			if !bytes.Contains(got.bootstrap, []byte(want)) {
+				t.Errorf("%s: no %s in the bootstrap:\n%s", name, want, got.notes)
+			}
+		}
+	}
+}
