@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-kube lint vuln fuzz clean proto
+.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-kube bench-xds lint vuln fuzz clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,10 @@ bench: tools envoy build ## times of changes and memory on the demo's world, and
 	@mkdir -p bench/results
 	go run ./bench/spine | tee bench/results/spine.txt
 	go test -run '^$$' -bench OneEndpoint -benchtime 30x ./discovery/store ./cmd/isthmusd/internal/views ./discovery/xds | grep -E '^(Benchmark|pkg)' | tee bench/results/one-endpoint.txt
+
+bench-xds: build ## isthmusd under 1 to 1,000 xDS clients, with go-control-plane's LinearCache as the floor; results in bench/results
+	@mkdir -p bench/results
+	go run ./bench/xds | tee bench/results/xds.txt
 
 bench-kube: envoy kube build ## from kubectl apply of one replica more to its first request from another cluster, on two clusters of the lab (root)
 	@mkdir -p bench/results

@@ -40,6 +40,7 @@ require (
 )
 
 require (
+	github.com/envoyproxy/go-control-plane v0.14.0
 	k8s.io/cli-runtime v0.37.0
 	k8s.io/cri-streaming v0.37.2
 )
@@ -58,6 +59,7 @@ require (
 	github.com/chai2010/gettext-go v1.0.2 // indirect
 	github.com/cloudflare/circl v1.6.3 // indirect
 	github.com/cyphar/filepath-securejoin v0.7.0 // indirect
+	github.com/envoyproxy/go-control-plane/ratelimit v0.1.0 // indirect
 	github.com/evanphx/json-patch v5.9.11+incompatible // indirect
 	github.com/exponent-io/jsonpath v0.0.0-20210407135951-1de76d718b3f // indirect
 	github.com/fatih/color v1.13.0 // indirect
