@@ -3,7 +3,6 @@
 package debug
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/internal/redact"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 )
@@ -212,11 +212,7 @@ func configz(snap *mesh.Snapshot) any {
 		for j := range list.Len() {
 			x := list.Index(j).Elem()
 			m, _ := x.FieldByIndex(spec.Index).Interface().(proto.Message)
-			text, err := protojson.Marshal(m)
-			if err != nil {
-				text, _ = json.Marshal("not shown: " + err.Error())
-			}
-			out = append(out, Object{x.FieldByIndex(object.Index).Interface().(mesh.ObjectRef), compact(text)})
+			out = append(out, Object{x.FieldByIndex(object.Index).Interface().(mesh.ObjectRef), specOf(m)})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Object) int {
@@ -225,13 +221,20 @@ func configz(snap *mesh.Snapshot) any {
 	return out
 }
 
-// compact takes away the white space that protojson varies on purpose.
-func compact(text []byte) json.RawMessage {
-	var b bytes.Buffer
-	if json.Compact(&b, text) != nil {
-		return text
+// specOf writes a spec without the keys that an EnvoyFilter may carry.
+func specOf(m proto.Message) json.RawMessage {
+	text, err := protojson.Marshal(m)
+	if err == nil {
+		var v any
+		if err = json.Unmarshal(text, &v); err == nil {
+			redact.JSON(v)
+			text, err = json.Marshal(v)
+		}
 	}
-	return b.Bytes()
+	if err != nil {
+		text, _ = json.Marshal("not shown: " + err.Error())
+	}
+	return text
 }
 
 // Endpoints are those of one port of a service.
