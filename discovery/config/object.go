@@ -220,6 +220,8 @@ func (o *object) known() bool {
 	case slices.Contains(ignored, kind):
 	case slices.Contains(unsupported, kind), o.group == "gateway.networking.k8s.io", o.group == "telemetry.istio.io", o.group == "extensions.istio.io":
 		o.unhonoured()
+	case retired[o.group] != "":
+		o.reject("kind", ReasonUnsupported, o.ref.Kind+" is a kind of Istio's first policy API, which no Istio since 1.6 reads", retired[o.group])
 	case handled(o.group):
 		remedy := "correct the spelling or remove the object"
 		if near := closest(kind, append(slices.Clone(decoded), ignored...)); near != "" {
