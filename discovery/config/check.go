@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -242,6 +243,21 @@ func protocol(appProtocol, name string) mesh.Protocol {
 		}
 		return known
 	}
+}
+
+// serverFirst are the ports whose servers speak first, by convention: waiting for the client's bytes would only delay them.
+var serverFirst = []uint32{25, 53, 3306, 27017}
+
+// sniffed reports whether neither appProtocol nor the name say what the port speaks.
+func sniffed(appProtocol, name string, number uint32) bool {
+	if protocol(appProtocol, name) != mesh.TCP || slices.Contains(serverFirst, number) {
+		return false
+	}
+	said := strings.ToLower(cmp.Or(appProtocol, name))
+	prefix, _, _ := strings.Cut(said, "-")
+	_, whole := protocolNamed(said)
+	_, begin := protocolNamed(prefix)
+	return !whole && !begin
 }
 
 // protocolNamed returns the protocol of that name, as ServiceEntry and Gateway write it in any case.

@@ -70,6 +70,10 @@ func (c *checker) notHTTP(object mesh.ObjectRef, field string, hosts []*mesh.Ser
 			if number != 0 && p.Number != number {
 				continue
 			}
+			if p.Sniffed {
+				c.problems = c.problems[:before]
+				return
+			}
 			switch p.Protocol {
 			case mesh.TCP, mesh.TLS, mesh.HTTPS:
 				c.add(object, field, ReasonNotHTTP, fmt.Sprintf("http rules do not apply to port %d of %s, which is %s", p.Number, s.Host, p.Protocol), httpRemedy(s, p))

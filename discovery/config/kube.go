@@ -103,6 +103,7 @@ func (o *object) servicePorts(in []corev1.ServicePort) []mesh.Port {
 			if port.Protocol == mesh.UDP {
 				port.Protocol = mesh.TCP
 			}
+			port.Sniffed = port.Protocol == mesh.TCP && sniffed(app, p.Name, port.Number)
 		case corev1.ProtocolUDP:
 			port.Protocol = mesh.UDP
 		case corev1.ProtocolSCTP:

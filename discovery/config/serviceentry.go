@@ -103,6 +103,7 @@ func (o *object) entryPorts(spec *networking.ServiceEntry) []mesh.Port {
 			o.reject(at+".name", ReasonMissing, "the port has no name", "give it one")
 		}
 		port := mesh.Port{Name: p.GetName(), Number: p.GetNumber(), Target: p.GetTargetPort(), Protocol: protocol("", p.GetName())}
+		port.Sniffed = p.GetProtocol() == "" && sniffed("", p.GetName(), p.GetNumber())
 		if p.GetProtocol() != "" {
 			known, ok := protocolNamed(p.GetProtocol())
 			if !ok {

@@ -162,7 +162,7 @@ func ports(s *mesh.Service) string {
 // route applies the VirtualService of the host, if there is one for the mesh.
 func route(snap *mesh.Snapshot, sees *scope.Scope, w *Way, r Request, u *url.URL) []Target {
 	plain := []Target{{Service: w.Service, Port: w.Port, Weight: 100}}
-	if !w.Port.Protocol.IsHTTP() {
+	if !w.Port.Protocol.IsHTTP() && !w.Port.Sniffed {
 		return plain
 	}
 	if vs := sees.VirtualService(w.Service.Host); vs != nil {

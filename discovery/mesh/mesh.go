@@ -119,11 +119,13 @@ type Cluster struct {
 
 // Port is one port of a Service.
 type Port struct {
-	Name       string   `json:"name,omitempty"`
-	Number     uint32   `json:"number"` // 1..65535
-	Protocol   Protocol `json:"protocol"`
-	TargetName string   `json:"targetName,omitempty"` // named container port; wins over Target when set
-	Target     uint32   `json:"target,omitempty"`     // 0: same as Number
+	Name     string   `json:"name,omitempty"`
+	Number   uint32   `json:"number"` // 1..65535
+	Protocol Protocol `json:"protocol"`
+	// Sniffed: nobody said what the port speaks. Protocol is TCP, and clients look for HTTP in the first bytes.
+	Sniffed    bool   `json:"sniffed,omitempty"`
+	TargetName string `json:"targetName,omitempty"` // named container port; wins over Target when set
+	Target     uint32 `json:"target,omitempty"`     // 0: same as Number
 }
 
 // Resolution is how a Service's endpoints are found (ServiceEntry.Resolution).

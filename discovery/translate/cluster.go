@@ -206,7 +206,7 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 	}
 	traffic.Apply(c, u.policy, u.rank.Distributes())
 	v.secure(c, u)
-	traffic.HTTP(c, u.port.Protocol, u.policy)
+	traffic.HTTP(c, u.port, u.policy)
 	return c, assignment
 }
 

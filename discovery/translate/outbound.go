@@ -41,7 +41,8 @@ func (v *view) outbound() ([]*listener, []*routev3.RouteConfiguration) {
 		}, port))
 	}
 	own, ownRoutes := v.ownListeners()
-	return slices.Concat(listeners, v.tcpListeners(hosts), own), append(routes, ownRoutes...)
+	tcp, sniffed := v.tcpListeners(hosts)
+	return slices.Concat(listeners, tcp, own), slices.Concat(routes, sniffed, ownRoutes)
 }
 
 // virtualOutbound takes everything that leaves; what no other listener is for goes where it was sent to. A connection
@@ -123,8 +124,7 @@ func (v *view) routesOf(s *mesh.Service, p mesh.Port) []*routev3.Route {
 
 // tcpListeners returns one listener for each address and port of services that do not speak HTTP. TLS services without
 // an address share the port's wildcard listener and are told apart by server name.
-func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener {
-	var out []*listener
+func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) (out []*listener, routes []*routev3.RouteConfiguration) {
 	owner := map[string]string{}
 	shared := map[uint32][]*listenerv3.FilterChain{}
 	for _, s := range v.scope.Services() {
@@ -151,6 +151,9 @@ func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener 
 				}
 				owner[l.Name] = s.Host
 				out = append(out, inspectTLS(l))
+				if p.Sniffed {
+					routes = append(routes, v.sniff(l, s, p))
+				}
 			}
 		}
 	}
@@ -160,7 +163,7 @@ func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) []*listener 
 			DefaultFilterChain: &listenerv3.FilterChain{Filters: []*listenerv3.Filter{v.elsewhere()}},
 		}, port)))
 	}
-	return out
+	return out, routes
 }
 
 // share adds the chains of a service that has no address of its own, or not only, to the port's wildcard listener: by

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -326,4 +327,72 @@ func testOverflow(t *testing.T, port uint32, full *backend, gate chan struct{}) 
 	if ok.Load() != 2 || overflow.Load() != 8 || len(other) > 0 {
 		t.Errorf("%d served, %d refused as overflow, %d otherwise", ok.Load(), overflow.Load(), len(other))
 	}
+}
+
+// TestEnvoySniffs: at a port of which nobody said what it speaks, requests are routed by rules, and other bytes pass as
+// they are, also when the server speaks first.
+func TestEnvoySniffs(t *testing.T) {
+	envoytest.Path(t)
+	web, first := startBackend(t, "web", nil), listen(t)
+	go func() {
+		for {
+			c, err := first.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "hello from the server\n")
+			c.Close()
+		}
+	}()
+	_, firstPort, _ := strings.Cut(first.Addr().String(), ":")
+	yaml := fmt.Sprintf(`apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web, namespace: a}
+spec:
+  hosts: [web.example.com]
+  addresses: [192.0.2.1]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{name: web, number: 80}, {name: first, number: 90}]
+  endpoints: [{address: 127.0.0.1, ports: {web: %s, first: %s}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: a}
+spec:
+  hosts: [web.example.com]
+  http:
+  - {match: [{uri: {exact: /rule}}], directResponse: {status: 418}}
+  - {route: [{destination: {host: web.example.com, port: {number: 80}}}]}
+`, web.port, firstPort)
+	snap, problems := fromYAML(t, yaml, nil)
+	r, more := translate.Translate(snap, proxyNamed(t, "sidecar-a-client", ""))
+	if problems = append(problems, more...); len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	http, raw := freePort(t), freePort(t)
+	_, addr := serve(t, bindAt(r, map[string]uint32{"192.0.2.1_80": http, "192.0.2.1_90": raw}))
+	startEnvoy(t, addr)
+	eventually(t, "requests are routed", func() error {
+		rule, _, err := get(http, "/rule", "any", "")
+		if err != nil {
+			return err
+		}
+		if status, body, err := get(http, "/", "any", ""); err != nil || rule != 418 || status != 200 || body != "web" {
+			return fmt.Errorf("/rule %d; / %d %q %v", rule, status, body, err)
+		}
+		return nil
+	})
+	eventually(t, "the server's first words", func() error {
+		c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", raw), 5*time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		if text, err := io.ReadAll(c); string(text) != "hello from the server\n" {
+			return fmt.Errorf("%q %v", text, err)
+		}
+		return nil
+	})
 }

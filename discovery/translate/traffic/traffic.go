@@ -230,10 +230,12 @@ func enforced(on bool) uint32 {
 	return 0
 }
 
-// HTTP says which HTTP the upstream speaks: HTTP/2 by the port's protocol or on request, else HTTP/1.1.
-func HTTP(c *clusterv3.Cluster, p mesh.Protocol, policy *networking.TrafficPolicy) {
+// HTTP says which HTTP the upstream speaks: HTTP/2 by the port's protocol or on request, else HTTP/1.1; what the client
+// speaks where nobody knows.
+func HTTP(c *clusterv3.Cluster, port mesh.Port, policy *networking.TrafficPolicy) {
+	p := port.Protocol
 	h := policy.GetConnectionPool().GetHttp()
-	if !p.IsHTTP() {
+	if !p.IsHTTP() && !port.Sniffed {
 		return
 	}
 	o := &upstreamv3.HttpProtocolOptions{}
@@ -252,7 +254,7 @@ func HTTP(c *clusterv3.Cluster, p mesh.Protocol, policy *networking.TrafficPolic
 		http2.MaxConcurrentStreams = wire.U32(uint32(n))
 	}
 	switch {
-	case h.GetUseClientProtocol():
+	case h.GetUseClientProtocol(), port.Sniffed:
 		o.UpstreamProtocolOptions = &upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &upstreamv3.HttpProtocolOptions_UseDownstreamHttpConfig{
 				HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: http2,
