@@ -15,9 +15,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+
+	"github.com/isthmus-mesh/isthmus/internal/patient"
 )
 
 // fieldManager names this writer in managedFields.
@@ -77,11 +78,23 @@ func newKeeper(s *server, k kind) *keeper {
 	}
 	out := &keeper{
 		kind: k, server: s, api: s.client.Resource(k.gvr), log: s.log.With("resource", k.gvr.Resource),
-		informer: dynamicinformer.NewFilteredDynamicInformer(s.client, k.gvr, metav1.NamespaceAll, 0, cache.Indexers{}, k.narrow).Informer(),
-		queue:    workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](100*time.Millisecond, 30*time.Second)),
-		settled:  map[types.NamespacedName]settlement{}, pace: map[types.NamespacedName]pace{},
+		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](100*time.Millisecond, 30*time.Second)),
+		settled: map[types.NamespacedName]settlement{}, pace: map[types.NamespacedName]pace{},
 	}
+	out.informer = cache.NewSharedIndexInformerWithOptions(patient.ListWatch(out.api, k.narrow, out.told, s.client), &unstructured.Unstructured{},
+		cache.SharedIndexInformerOptions{ObjectDescription: k.gvr.String()})
 	return out
+}
+
+// told hears of every try to read.
+func (k *keeper) told(err error) {
+	switch {
+	case err != nil:
+		k.lost.Store(true)
+		k.server.unread(k.where(), k.gvr, err)
+	case k.lost.Load():
+		k.readable(k.where())
+	}
 }
 
 // where names the keeper in the program's Problems.
@@ -99,10 +112,7 @@ func withoutManagedFields(obj any) (any, error) {
 // run keeps until ctx ends.
 func (k *keeper) run(ctx context.Context) {
 	where := k.where()
-	failed := func(_ context.Context, _ *cache.Reflector, err error) {
-		k.lost.Store(true)
-		k.server.unread(where, k.gvr, err)
-	}
+	failed := func(_ context.Context, _ *cache.Reflector, err error) { k.server.unread(where, k.gvr, err) }
 	if err := k.informer.SetWatchErrorHandlerWithContext(failed); err != nil {
 		k.log.Error("watch errors are not reported", "err", err)
 	}
@@ -142,9 +152,6 @@ func (k *keeper) readable(where string) {
 
 // touch looks at an object again.
 func (k *keeper) touch(obj any) {
-	if k.lost.Load() {
-		k.readable(k.where())
-	}
 	if name, err := cache.DeletionHandlingObjectToName(obj); err == nil {
 		k.queue.Add(types.NamespacedName{Namespace: name.Namespace, Name: name.Name})
 	}

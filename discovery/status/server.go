@@ -16,11 +16,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/patient"
 )
 
 // server is one API server and what is kept in it.
@@ -52,7 +52,17 @@ func (s *Status) newServer(c Cluster) (*server, error) {
 		return nil, fmt.Errorf("client of cluster %s: %w", c.ID, err)
 	}
 	srv := &server{program: s, cluster: c, log: s.log.With("cluster", string(c.ID)), client: client, served: served, keepers: map[string]*keeper{}, events: make(chan struct{}, 1)}
-	srv.namespaces = dynamicinformer.NewFilteredDynamicInformer(client, schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}, "", 0, cache.Indexers{}, nil).Informer()
+	gvr := schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
+	where, lost := string(c.ID)+"/namespaces", false // told is called by one goroutine
+	told := func(err error) {
+		if err != nil {
+			srv.unread(where, gvr, err)
+		} else if lost {
+			srv.program.forget(where)
+		}
+		lost = err != nil
+	}
+	srv.namespaces = cache.NewSharedIndexInformerWithOptions(patient.ListWatch(client.Resource(gvr), nil, told, client), &unstructured.Unstructured{}, cache.SharedIndexInformerOptions{ObjectDescription: "namespaces"})
 	return srv, nil
 }
 
@@ -60,11 +70,6 @@ func (s *Status) newServer(c Cluster) (*server, error) {
 func (s *server) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	where := string(s.cluster.ID) + "/namespaces"
-	gvr := schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
-	if err := s.namespaces.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) { s.unread(where, gvr, err) }); err != nil {
-		s.log.Error("watch errors are not reported", "err", err)
-	}
 	if err := s.namespaces.SetTransform(onlyMetadata); err != nil {
 		s.log.Error("namespaces are kept whole", "err", err)
 	}
@@ -78,7 +83,6 @@ func (s *server) run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), registered.HasSynced) {
 		return
 	}
-	s.program.forget(where)
 	kinds := []choice{fixed(rootCertificates()), multiCluster(serviceImports()), fixed(importedSlices())}
 	if s.cluster.Local {
 		kinds = append(kinds, multiCluster(serviceExports()))

@@ -18,6 +18,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/inject"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/internal/patient"
 )
 
 // Names of the ConfigMaps that the injector reads.
@@ -72,11 +73,13 @@ func NewWatcher(c WatchConfig) (*Watcher, error) {
 	}
 	w.current.Store(first)
 	for _, name := range []string{InjectorConfigMap + Suffix(c.Revision), MeshConfigMap} {
-		f := informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithNamespace(c.Namespace),
-			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-				o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
-			}))
-		informer := f.Core().V1().ConfigMaps().Informer()
+		f := informers.NewSharedInformerFactory(c.Client, 0)
+		only := func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+		}
+		informer := f.InformerFor(&corev1.ConfigMap{}, func(client kubernetes.Interface, _ time.Duration) cache.SharedIndexInformer {
+			return cache.NewSharedIndexInformer(patient.ListWatch(client.CoreV1().ConfigMaps(c.Namespace), only, nil, client), &corev1.ConfigMap{}, 0, cache.Indexers{})
+		})
 		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc: func(any) { w.wake() }, UpdateFunc: func(any, any) { w.wake() }, DeleteFunc: func(any) { w.wake() },
 		}); err != nil {
@@ -85,7 +88,10 @@ func NewWatcher(c WatchConfig) (*Watcher, error) {
 		w.factories, w.configs = append(w.factories, f), append(w.configs, informer)
 	}
 	f := informers.NewSharedInformerFactory(c.Client, 0)
-	w.namespaces, w.lister = f.Core().V1().Namespaces().Informer(), f.Core().V1().Namespaces().Lister()
+	w.namespaces = f.InformerFor(&corev1.Namespace{}, func(client kubernetes.Interface, _ time.Duration) cache.SharedIndexInformer {
+		return cache.NewSharedIndexInformer(patient.ListWatch(client.CoreV1().Namespaces(), nil, nil, client), &corev1.Namespace{}, 0, cache.Indexers{})
+	})
+	w.lister = f.Core().V1().Namespaces().Lister()
 	// Of a namespace its labels alone are kept.
 	if err := w.namespaces.SetTransform(func(o any) (any, error) {
 		if ns, ok := o.(*corev1.Namespace); ok {
