@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	networking "istio.io/api/networking/v1"
@@ -194,9 +195,9 @@ func TestFileReadAgainTakesTheShortPath(t *testing.T) {
 			return mesh.Input{Services: []*mesh.ServiceDecl{service("a"), service("b")}, Workloads: []*mesh.Workload{p, pod("b-1", "b", "10.0.0.2")}}
 		}
 		report := func(ready bool) *mesh.Snapshot {
-			_, changed := s.Latest()
+			time.Sleep(time.Second) // the build before is over
 			sink.Report("a.yaml", read(ready))
-			<-changed
+			synctest.Wait()
 			snap, _ := s.Latest()
 			return snap
 		}
