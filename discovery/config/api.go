@@ -31,6 +31,8 @@ func DecodeObject(source string, v any, o Options) (mesh.Input, []mesh.Problem) 
 		d.addTyped("", "Namespace", x.ObjectMeta, x)
 	case *corev1.ConfigMap:
 		d.addTyped("", "ConfigMap", x.ObjectMeta, x)
+	case *corev1.Secret:
+		d.addTyped("", "Secret", x.ObjectMeta, x)
 	case *discoveryv1.EndpointSlice:
 		d.addTyped("discovery.k8s.io", "EndpointSlice", x.ObjectMeta, x)
 	default:

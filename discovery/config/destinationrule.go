@@ -91,16 +91,8 @@ func (o *object) settings(at string, p policy) {
 	o.connectionPool(at+".connectionPool", p.GetConnectionPool())
 	o.outlierDetection(at+".outlierDetection", p.GetOutlierDetection())
 	t := p.GetTls()
-	o.clientTLS(at+".tls", t)
 	if t.GetMode() == networking.ClientTLSSettings_MUTUAL && t.GetCredentialName() == "" && (t.GetClientCertificate() == "" || t.GetPrivateKey() == "") {
 		o.reject(at+".tls", ReasonMissing, "mode MUTUAL needs clientCertificate and privateKey", "name their files")
-	}
-}
-
-// clientTLS says which credentials are not read. Connections are never made in plain text instead.
-func (o *object) clientTLS(at string, t *networking.ClientTLSSettings) {
-	if t.GetCredentialName() != "" {
-		o.unsupported(at+".credentialName", "no client certificate is shown, and servers are checked against the system's roots; name files instead")
 	}
 }
 

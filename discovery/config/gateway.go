@@ -65,19 +65,60 @@ func (o *object) server(at string, s *networking.Server) bool {
 	if s.DefaultEndpoint != "" {
 		o.unsupported(at+".defaultEndpoint", "VirtualServices say where it leads")
 	}
-	mode := s.GetTls().GetMode()
-	passes := mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH || mode == networking.ServerTLSSettings_PASSTHROUGH
-	switch {
-	case s.Tls != nil && passes && (p == mesh.TLS || p == mesh.HTTPS), s.Tls == nil && strings.EqualFold(s.Port.Protocol, "TCP"):
-	case mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH:
-		o.note(at+".port.protocol", ReasonConflict, show(s.Port.Protocol)+" is not TLS, which tls.mode AUTO_PASSTHROUGH needs; the server is left out", "write TLS")
+	if s.Tls != nil {
+		return o.serverTLS(at, s, p)
+	}
+	if known && p == mesh.HTTPS || known && p == mesh.TLS {
+		o.note(at+".tls", ReasonMissing, "a "+strings.ToUpper(s.Port.Protocol)+" server needs TLS settings; the server is left out", "add tls.mode, and credentialName where the gateway ends TLS")
 		return false
-	case s.Tls != nil && !onlyRedirects(s.Tls, p):
-		o.unsupported(at+".tls", "the server is left out")
-		return false
-	case known && !p.IsHTTP():
+	}
+	if known && !p.IsHTTP() && p != mesh.TCP {
 		o.unsupported(at+".port.protocol", "the server is left out")
 		return false
+	}
+	return true
+}
+
+// serverTLS checks what a server says of TLS.
+func (o *object) serverTLS(at string, s *networking.Server, p mesh.Protocol) bool {
+	t, mode := s.Tls, s.Tls.GetMode()
+	leave := func(field, reason, message, remedy string) bool {
+		o.note(at+field, reason, message+"; the server is left out", remedy)
+		return false
+	}
+	encrypted := p == mesh.HTTPS || p == mesh.TLS
+	passes := mode == networking.ServerTLSSettings_AUTO_PASSTHROUGH || mode == networking.ServerTLSSettings_PASSTHROUGH
+	if onlyRedirects(t, p) {
+		return true
+	}
+	if !encrypted {
+		return leave(".port.protocol", ReasonConflict, show(s.Port.Protocol)+" is not TLS, which tls.mode "+mode.String()+" needs", "write HTTPS, or TLS for other protocols")
+	}
+	if passes || mode == networking.ServerTLSSettings_ISTIO_MUTUAL {
+		if t.CredentialName != "" || len(t.CredentialNames) > 0 || t.ServerCertificate != "" {
+			o.note(at+".tls", ReasonSatisfied, "tls.mode "+mode.String()+" needs no certificate; the one named is not used", "remove it")
+		}
+		return true
+	}
+	names := append(slices.Clone(t.CredentialNames), t.CredentialName, t.CaCertCredentialName)
+	for _, n := range names {
+		if strings.Contains(strings.TrimPrefix(n, "kubernetes://"), "/") {
+			return leave(".tls.credentialName", ReasonInvalidValue, show(n)+" is not the name of a Secret", "name a Secret in the gateway's own namespace")
+		}
+	}
+	files := t.ServerCertificate != "" && t.PrivateKey != "" || len(t.TlsCertificates) > 0
+	if t.CredentialName == "" && len(t.CredentialNames) == 0 && !files {
+		return leave(".tls", ReasonMissing, "no certificate is named", "name a Secret in credentialName, or the files serverCertificate and privateKey")
+	}
+	mutual := mode == networking.ServerTLSSettings_MUTUAL || mode == networking.ServerTLSSettings_OPTIONAL_MUTUAL
+	if mutual && files && t.CaCertificates == "" && t.CaCertCredentialName == "" && !t.GetInsecureSkipVerify().GetValue() {
+		return leave(".tls.caCertificates", ReasonMissing, "tls.mode "+mode.String()+" needs the authorities of clients", "name their file")
+	}
+	if t.MinProtocolVersion != 0 && t.MaxProtocolVersion != 0 && t.MinProtocolVersion > t.MaxProtocolVersion {
+		return leave(".tls.minProtocolVersion", ReasonConflict, "is above maxProtocolVersion", "correct one of the two")
+	}
+	if t.HttpsRedirect {
+		o.note(at+".tls.httpsRedirect", ReasonUnsupported, "the server speaks TLS; nothing is redirected", "write it in the server of the plain port")
 	}
 	return true
 }

@@ -129,8 +129,8 @@ func versions(group string) []string {
 func kinds(group string) (decoded, ignored, unsupported []string) {
 	switch group {
 	case "":
-		return []string{"Service", "Pod", "Namespace", "Endpoints", "ConfigMap"}, []string{"Binding", "ComponentStatus", "Event", "LimitRange", "Node",
-			"PersistentVolume", "PersistentVolumeClaim", "PodTemplate", "ReplicationController", "ResourceQuota", "Secret", "ServiceAccount"}, nil
+		return []string{"Service", "Pod", "Namespace", "Endpoints", "ConfigMap", "Secret"}, []string{"Binding", "ComponentStatus", "Event", "LimitRange", "Node",
+			"PersistentVolume", "PersistentVolumeClaim", "PodTemplate", "ReplicationController", "ResourceQuota", "ServiceAccount"}, nil
 	case "discovery.k8s.io":
 		return []string{"EndpointSlice"}, nil, nil
 	case "networking.istio.io":
@@ -181,6 +181,8 @@ func (o *object) decode() {
 		o.namespace()
 	case "ConfigMap":
 		o.configMap()
+	case "Secret":
+		o.secret()
 	case "Endpoints":
 		o.endpoints()
 	case "EndpointSlice":

@@ -18,7 +18,6 @@ var refusals = map[string]struct{ field, yaml string }{
 	"HTTPFaultInjection.Delay.exponentialDelay": {"spec.http[0].fault.delay.exponentialDelay", "kind: VirtualService\nspec: {hosts: [a], http: [{fault: {delay: {exponentialDelay: 1s}}, route: [{destination: {host: a}}]}]}"},
 	"HTTPFaultInjection.Abort.http2Error":       {"spec.http[0].fault.abort.http2Error", "kind: VirtualService\nspec: {hosts: [a], http: [{fault: {abort: {http2Error: x}}, route: [{destination: {host: a}}]}]}"},
 	"LoadBalancerSettings.zoneAwareLbSetting":   {"spec.trafficPolicy.loadBalancer.zoneAwareLbSetting", "kind: DestinationRule\nspec: {host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, zoneAwareLbSetting: {enabled: true}}}}"},
-	"ClientTLSSettings.credentialName":          {"spec.trafficPolicy.tls.credentialName", "kind: DestinationRule\nspec: {host: a, trafficPolicy: {tls: {mode: SIMPLE, credentialName: x}}}"},
 	"IstioIngressListener.tls":                  {"spec.ingress[0].tls", "kind: Sidecar\nspec: {ingress: [{port: {number: 80, protocol: HTTP}, tls: {mode: SIMPLE}}]}"},
 	"OutboundTrafficPolicy.egressProxy":         {"spec.outboundTrafficPolicy.egressProxy", "kind: Sidecar\nspec: {outboundTrafficPolicy: {egressProxy: {host: a}}}"},
 	"SidecarPort.targetPort":                    {"spec.ingress[0].port.targetPort", "kind: Sidecar\nspec: {ingress: [{port: {number: 80, protocol: HTTP, targetPort: 81}}]}"},

@@ -193,6 +193,7 @@ type Input struct {
 	AuthorizationPolicies  []*AuthorizationPolicy
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
+	Credentials            []*Credential
 
 	PodRanges   []netip.Prefix // of the local cluster, as its nodes tell
 	Networks    []*Network     // of one ID several may be reported: their parts add up

@@ -23,6 +23,7 @@ type Snapshot struct {
 	AuthorizationPolicies  []*AuthorizationPolicy // these three sorted by namespace and name
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
+	Credentials            []*Credential
 
 	Networks   []*Network  // sorted by ID, one each, gateways sorted and without repeats
 	MeshConfig *MeshConfig // nil: Istio's defaults

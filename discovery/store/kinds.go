@@ -35,6 +35,9 @@ var carried = []carrier{
 	kind[mesh.EnvoyFilter]{"EnvoyFilters",
 		func(in *mesh.Input) *[]*mesh.EnvoyFilter { return &in.EnvoyFilters }, func(s *mesh.Snapshot) *[]*mesh.EnvoyFilter { return &s.EnvoyFilters },
 		func(x *mesh.EnvoyFilter) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.Credential]{"Credentials",
+		func(in *mesh.Input) *[]*mesh.Credential { return &in.Credentials }, func(s *mesh.Snapshot) *[]*mesh.Credential { return &s.Credentials },
+		func(x *mesh.Credential) *mesh.ObjectRef { return &x.Object }},
 }
 
 // carrier is a kind whose type is hidden.

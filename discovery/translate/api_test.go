@@ -54,6 +54,9 @@ func proxyNamed(t *testing.T, name string, labels string) *mesh.Proxy {
 		Type: mesh.ProxyType(parts[0]), Namespace: parts[1], Name: parts[2], Domain: parts[1] + ".svc.cluster.local",
 		Addresses: addrs("10.10.0.2"), Labels: map[string]string{"app": parts[2]},
 	}
+	if p.Type == mesh.Router {
+		p.Identity = mesh.SPIFFE("amber.mesh", p.Namespace, "gateway")
+	}
 	for kv := range strings.SplitSeq(labels, ",") {
 		if k, v, ok := strings.Cut(kv, "="); ok {
 			p.Labels[k] = v
@@ -92,6 +95,11 @@ func show(t *testing.T, r translate.Resources, line string) string {
 		}
 		for _, l := range r.Listeners {
 			names = append(names, "listener "+l.Name)
+		}
+		for _, s := range r.Secrets {
+			if s.Name != "ROOTCA" {
+				names = append(names, "secret "+s.Name)
+			}
 		}
 		for _, x := range r.Routes {
 			for _, h := range x.VirtualHosts {

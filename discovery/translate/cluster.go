@@ -207,6 +207,9 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 	traffic.Apply(c, u.policy, u.rank.Distributes())
 	v.secure(c, u)
 	traffic.HTTP(c, u.port, u.policy)
+	if c.GetType() != clusterv3.Cluster_EDS {
+		assignment = nil
+	}
 	return c, assignment
 }
 
@@ -233,7 +236,11 @@ func (v *view) transport(c *clusterv3.Cluster, u upstream) {
 	if tls != nil {
 		switch tls.GetMode() {
 		case networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL:
-			c.TransportSocket = socket.Originated(tls, u.service.Host, u.service.SubjectAltNames, u.port.Protocol.IsHTTP2())
+			s, err := socket.Originated(tls, u.service.Host, u.service.SubjectAltNames, u.port.Protocol.IsHTTP2(), v.credentials)
+			if c.TransportSocket = s; err != nil {
+				v.problems.add(u.object, "spec.trafficPolicy.tls.credentialName", reasonCredential, err.Error())
+				traffic.Empty(c)
+			}
 			return
 		case networking.ClientTLSSettings_DISABLE:
 			return

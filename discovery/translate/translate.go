@@ -19,6 +19,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
@@ -64,15 +65,22 @@ func Translate(snap *mesh.Snapshot, p *mesh.Proxy) (Resources, []mesh.Problem) {
 
 func (v *view) sidecar() Resources {
 	r := v.outboundClusters()
-	if s := TrustBundle(v.snap); s != nil {
-		r.Secrets = append(r.Secrets, s)
-	}
+	r.Secrets = v.secrets()
 	clusters, inbound := v.inbound()
 	r.Clusters = append(r.Clusters, clusters...)
 	listeners, routes := v.outbound()
 	r.Listeners = append(append(r.Listeners, listeners...), inbound...)
 	r.Routes = routes
 	return r
+}
+
+// secrets returns the roots of the mesh and the credentials that were asked for until now.
+func (v *view) secrets() []*tlsv3.Secret {
+	out := v.credentials.Secrets()
+	if s := TrustBundle(v.snap); s != nil {
+		out = append(out, s)
+	}
+	return out
 }
 
 // view is what the translation of one proxy reads. Only problems grows while it works.
@@ -86,11 +94,13 @@ type view struct {
 	taken    map[netip.Addr]bool // cluster addresses of the proxy's own cluster, once asked for
 	mtlsOff  bool                // some PeerAuthentication turns mutual TLS off
 	problems *problems
+
+	credentials *socket.Credentials
 }
 
 func newView(snap *mesh.Snapshot, p *mesh.Proxy) *view {
 	p = topologies.Place(snap, p)
-	v := &view{snap: snap, full: snap, proxy: p, network: p.Network, problems: &problems{}}
+	v := &view{snap: snap, full: snap, proxy: p, network: p.Network, problems: &problems{}, credentials: socket.CredentialsOf(snap, p)}
 	for _, a := range p.Addresses {
 		v.ipv6 = v.ipv6 || a.Is6() && !a.Is4In6()
 	}
@@ -123,6 +133,7 @@ const (
 	reasonHostConflict  = "ConflictingHosts"
 	reasonPortConflict  = "PortConflict"
 	reasonInvalid       = "InvalidValue"
+	reasonCredential    = "NoCredential"
 	reasonNoAddress     = "NoAddress"
 	reasonServerName    = "InvalidServerName"
 	reasonNoGateway     = "NoGateway"
@@ -136,6 +147,7 @@ var remedies = map[string]string{
 	reasonUnknownPort:   "name a port of the service; until then such requests get 503",
 	reasonHostConflict:  "merge the objects into one, only the first by namespace and name is used",
 	reasonPortConflict:  "give one of the services another port or an address of its own",
+	reasonCredential:    "create the Secret in the namespace of the gateway, with the keys tls.crt and tls.key, and ca.crt where certificates are checked",
 	reasonNoAddress:     "add addresses to the ServiceEntry",
 	reasonNoGateway:     "name a gateway of the network in meshNetworks, or leave the network out",
 	reasonServerName:    "use names that are DNS labels and shorter, the endpoint is not reachable through gateways",

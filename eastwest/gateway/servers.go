@@ -31,8 +31,12 @@ func (b *builder) servers() {
 			continue
 		}
 		for i, x := range g.Spec.GetServers() {
+			kind := Kind(x)
+			if kind != Auto && !b.proxy.EastWest {
+				continue // other routers pass on what VirtualServices route with the servers that end TLS, by package translate
+			}
 			s := server{x, g, "spec.servers[" + strconv.Itoa(i) + "]", b.snap.BindPort(b.proxy, x.GetPort().GetNumber())}
-			switch Kind(x) {
+			switch kind {
 			case Auto:
 				b.open(s)
 			case Passthrough:

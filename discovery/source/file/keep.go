@@ -36,6 +36,7 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 	now.AuthorizationPolicies = keep(k, now.AuthorizationPolicies, before.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) mesh.ObjectRef { return x.Object })
 	now.RequestAuthentications = keep(k, now.RequestAuthentications, before.RequestAuthentications, func(x *mesh.RequestAuthentication) mesh.ObjectRef { return x.Object })
 	now.EnvoyFilters = keep(k, now.EnvoyFilters, before.EnvoyFilters, func(x *mesh.EnvoyFilter) mesh.ObjectRef { return x.Object })
+	now.Credentials = keep(k, now.Credentials, before.Credentials, func(x *mesh.Credential) mesh.ObjectRef { return x.Object })
 	// Of one ConfigMap the two keys stand for themselves.
 	k.have = map[identity]bool{}
 	now.MeshConfigs = keep(k, now.MeshConfigs, before.MeshConfigs, func(x *mesh.MeshConfig) mesh.ObjectRef { return x.Object })
@@ -89,6 +90,7 @@ func clone(in mesh.Input) mesh.Input {
 	in.AuthorizationPolicies = slices.Clone(in.AuthorizationPolicies)
 	in.RequestAuthentications = slices.Clone(in.RequestAuthentications)
 	in.EnvoyFilters = slices.Clone(in.EnvoyFilters)
+	in.Credentials = slices.Clone(in.Credentials)
 	in.MeshConfigs = slices.Clone(in.MeshConfigs)
 	in.Networks = slices.Clone(in.Networks)
 	return in

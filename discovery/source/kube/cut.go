@@ -46,6 +46,12 @@ func (c *cluster) cut(obj any) (*cut, error) {
 	case *corev1.Node:
 		out.kept = cutNode(x)
 	case *corev1.Secret:
+		if x.Labels[RemoteSecretLabel] != "true" {
+			if s := config.CutSecret(x); s != nil {
+				out.kept = &credential{s}
+			}
+			break
+		}
 		out.kept = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: x.Name, Namespace: x.Namespace, CreationTimestamp: x.CreationTimestamp}, Data: x.Data}
 	case *corev1.ConfigMap:
 		out.kept = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: x.Name, Namespace: x.Namespace}, Data: x.Data}
@@ -62,6 +68,9 @@ func (c *cluster) cut(obj any) (*cut, error) {
 	}
 	return out, nil
 }
+
+// credential is a Secret of a gateway, reduced to the certificate, the key and the authorities in it.
+type credential struct{ *corev1.Secret }
 
 // cutMeta keeps what the model or a Problem may need.
 func cutMeta(m metav1.ObjectMeta) metav1.ObjectMeta {

@@ -13,6 +13,8 @@ type kind struct {
 	name     string // as users write it
 	group    string
 	resource string
+	// said names it where its resource is read for two ends; empty: by the resource.
+	said     string
 	versions []string // that are understood, best first
 	typed    func() runtime.Object
 	// optional kinds may be missing: they are custom resources.
@@ -33,6 +35,9 @@ func (k *kind) gvr(version string) schema.GroupVersionResource {
 
 // name.group as users type it, for example virtualservices.networking.istio.io.
 func (k *kind) fullName() string {
+	if k.said != "" {
+		return k.said
+	}
 	if k.group == "" {
 		return k.resource
 	}
@@ -48,6 +53,8 @@ const (
 	kindSlice     = "EndpointSlice"
 	kindSecret    = "Secret"
 	kindConfigMap = "ConfigMap"
+	// kindCredential are the Secrets of gateways, in all namespaces.
+	kindCredential = "Credential"
 )
 
 // RemoteSecretLabel marks the Secrets that hold the kubeconfigs of remote clusters, with value "true".
@@ -56,6 +63,9 @@ const RemoteSecretLabel = "istio/multiCluster"
 const groupGatewayAPI = "gateway.networking.k8s.io"
 
 var eastWestGateway = [2]string{"Gateway", "gateways"}
+
+// otherSecrets keeps those Secrets away that cannot be credentials by their type; they are most.
+const otherSecrets = "type!=kubernetes.io/service-account-token,type!=helm.sh/release.v1,type!=kubernetes.io/dockerconfigjson,type!=bootstrap.kubernetes.io/token"
 
 // kinds lists what is read. EndpointSlices that the controller makes of Pods are not: readiness is taken from the Pod
 // itself, which is told earlier, in one small change, and carries labels and identity besides.
@@ -70,6 +80,7 @@ func kinds() []*kind {
 			labels: discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io",
 		},
 		{name: kindSecret, resource: "secrets", typed: func() runtime.Object { return &corev1.Secret{} }, root: true, labels: RemoteSecretLabel + "=true"},
+		{name: kindCredential, resource: "secrets", said: "secrets of gateways", typed: func() runtime.Object { return &corev1.Secret{} }, labels: RemoteSecretLabel + "!=true", fields: otherSecrets},
 		{name: kindConfigMap, resource: "configmaps", typed: func() runtime.Object { return &corev1.ConfigMap{} }, root: true, fields: fields.OneTermEqualSelector("metadata.name", "istio").String()},
 	}
 	for _, k := range core {

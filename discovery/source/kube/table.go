@@ -213,6 +213,11 @@ func (t *table) decode(e *entry) (in mesh.Input, problems []mesh.Problem, told b
 			in.Workloads = []*mesh.Workload{w}
 		}
 		return in, append([]mesh.Problem{}, x.problems...), true
+	case nil: // a Secret that is none of ours, or is no more
+		return in, nil, t.name == kindCredential
+	case *credential:
+		in, problems = config.DecodeObject(t.c.said, x.Secret, t.c.options(x.Secret))
+		return in, problems, true
 	case *corev1.Service, *discoveryv1.EndpointSlice, *corev1.ConfigMap, json.RawMessage:
 		in, problems = config.DecodeObject(t.c.said, x, t.c.options(x))
 		return in, problems, true
@@ -222,7 +227,7 @@ func (t *table) decode(e *entry) (in mesh.Input, problems []mesh.Problem, told b
 
 func empty(in mesh.Input) bool {
 	return len(in.Services)+len(in.Workloads)+len(in.Slices)+len(in.Exports)+len(in.VirtualServices)+len(in.DestinationRules)+
-		len(in.Gateways)+len(in.PeerAuthentications)+len(in.AuthorizationPolicies)+len(in.RequestAuthentications)+len(in.EnvoyFilters)+
+		len(in.Gateways)+len(in.PeerAuthentications)+len(in.AuthorizationPolicies)+len(in.RequestAuthentications)+len(in.EnvoyFilters)+len(in.Credentials)+
 		len(in.Networks)+len(in.MeshConfigs) == 0
 }
 
@@ -239,6 +244,7 @@ func clone(in mesh.Input) mesh.Input {
 	in.AuthorizationPolicies = append([]*mesh.AuthorizationPolicy(nil), in.AuthorizationPolicies...)
 	in.RequestAuthentications = append([]*mesh.RequestAuthentication(nil), in.RequestAuthentications...)
 	in.EnvoyFilters = append([]*mesh.EnvoyFilter(nil), in.EnvoyFilters...)
+	in.Credentials = append([]*mesh.Credential(nil), in.Credentials...)
 	in.Networks = append([]*mesh.Network(nil), in.Networks...)
 	in.MeshConfigs = append([]*mesh.MeshConfig(nil), in.MeshConfigs...)
 	return in

@@ -3,8 +3,6 @@
 package socket
 
 import (
-	"strings"
-
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
 	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
@@ -67,47 +65,6 @@ func Outbound(name string, alpn, ids []string) *corev3.TransportSocket {
 	return tlsSocket(&tlsv3.UpstreamTlsContext{
 		CommonTlsContext: meshTLS(alpn, ids), Sni: name, AutoHostSni: name == "", MaxSessionKeys: wire.U32(0),
 	})
-}
-
-// Originated is TLS as a DestinationRule asks for it towards servers outside the mesh, from files. names are those that
-// the server may have where the rule says nothing of it; none: the server name, or the host.
-func Originated(s *networking.ClientTLSSettings, host string, names []string, http2 bool) *corev3.TransportSocket {
-	name := s.GetSni()
-	if name == "" && !strings.HasPrefix(host, "*") {
-		name = host
-	}
-	common := &tlsv3.CommonTlsContext{}
-	if http2 {
-		common.AlpnProtocols = []string{"h2"}
-	}
-	if s.GetMode() == networking.ClientTLSSettings_MUTUAL && s.GetClientCertificate() != "" {
-		common.TlsCertificates = []*tlsv3.TlsCertificate{{CertificateChain: fileSource(s.GetClientCertificate()), PrivateKey: fileSource(s.GetPrivateKey())}}
-	}
-	if !s.GetInsecureSkipVerify().GetValue() {
-		roots := s.GetCaCertificates()
-		if roots == "" {
-			roots = systemRoots
-		}
-		if len(s.GetSubjectAltNames()) > 0 {
-			names = s.GetSubjectAltNames()
-		}
-		if len(names) == 0 && name != "" {
-			names = []string{name}
-		}
-		context := &tlsv3.CertificateValidationContext{TrustedCa: fileSource(roots)}
-		if s.GetCaCrl() != "" {
-			context.Crl = fileSource(s.GetCaCrl())
-		}
-		for _, n := range names {
-			kind := tlsv3.SubjectAltNameMatcher_DNS
-			if strings.Contains(n, "://") {
-				kind = tlsv3.SubjectAltNameMatcher_URI
-			}
-			context.MatchTypedSubjectAltNames = append(context.MatchTypedSubjectAltNames, &tlsv3.SubjectAltNameMatcher{SanType: kind, Matcher: wire.Exact(n)})
-		}
-		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: context}
-	}
-	return tlsSocket(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: name})
 }
 
 func fileSource(path string) *corev3.DataSource {

@@ -316,3 +316,12 @@ func EitherHTTP(c *clusterv3.Cluster) {
 		},
 	})}
 }
+
+// Empty leaves a cluster without an endpoint: nothing must be sent where TLS cannot be spoken as it is asked for.
+func Empty(c *clusterv3.Cluster) {
+	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
+	c.LoadAssignment, c.EdsClusterConfig = nil, nil
+	if c.LbPolicy == clusterv3.Cluster_CLUSTER_PROVIDED {
+		c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
+	}
+}

@@ -1,0 +1,111 @@
+package socket
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
+)
+
+const (
+	// scheme stands before the names of secrets that are made of Kubernetes Secrets, as in Istio.
+	scheme = "kubernetes://"
+	// granted stands before NAMESPACE/NAME of a Secret that a ReferenceGrant opens. Users cannot write it in a credentialName.
+	granted = "kubernetes-gateway://"
+	// authorities ends the name of the Secret with the authorities that belong to another Secret's certificate.
+	authorities = "-cacert"
+)
+
+// Errors of credentials.
+var (
+	ErrUnverified = errors.New("credentials are served to gateways alone that prove who they are")
+	ErrNoSecret   = errors.New("there is no such Secret")
+	ErrNoKey      = errors.New("the Secret has no certificate with a key")
+	ErrNoRoots    = errors.New("neither the Secret nor the one named like it with -cacert has certificate authorities")
+)
+
+// Credentials gives one gateway the Secrets of its own namespace, and remembers which it was given.
+type Credentials struct {
+	snap      *mesh.Snapshot
+	namespace string
+	gateway   bool
+	verified  bool // the gateway proved its namespace
+	used      map[string]*tlsv3.Secret
+}
+
+// CredentialsOf returns those of p, which has none unless its certificate or token proves its namespace.
+func CredentialsOf(snap *mesh.Snapshot, p *mesh.Proxy) *Credentials {
+	return &Credentials{snap: snap, namespace: p.Namespace, used: map[string]*tlsv3.Secret{}, gateway: p.Type == mesh.Router,
+		verified: p.Type == mesh.Router && strings.HasPrefix(p.Identity, "spiffe://") && strings.Contains(p.Identity, "/ns/"+p.Namespace+"/sa/")}
+}
+
+// Secrets returns what was asked for and is there, sorted by name.
+func (c *Credentials) Secrets() []*tlsv3.Secret {
+	var out []*tlsv3.Secret
+	for _, n := range slices.Sorted(maps.Keys(c.used)) {
+		out = append(out, c.used[n])
+	}
+	return out
+}
+
+func (c *Credentials) find(name string) (sds string, found *mesh.Credential, err error) {
+	if !c.verified {
+		return "", nil, ErrUnverified
+	}
+	namespace, plain := c.namespace, strings.TrimPrefix(name, scheme)
+	sds = scheme + plain
+	if rest, ok := strings.CutPrefix(name, granted); ok {
+		namespace, plain, _ = strings.Cut(rest, "/")
+		sds = name
+	}
+	return sds, c.snap.Credential(namespace, plain), nil
+}
+
+// certificate refers to the certificate and key of a Secret.
+func (c *Credentials) certificate(name string) (*tlsv3.SdsSecretConfig, error) {
+	sds, found, err := c.find(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case found == nil:
+		return nil, fmt.Errorf("%s: %w", name, ErrNoSecret)
+	case len(found.Certificate) == 0 || len(found.Key) == 0:
+		return nil, fmt.Errorf("%s: %w", name, ErrNoKey)
+	}
+	c.used[sds] = &tlsv3.Secret{Name: sds, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+		CertificateChain: inline(found.Certificate), PrivateKey: inline(found.Key),
+	}}}
+	return &tlsv3.SdsSecretConfig{Name: sds, SdsConfig: wire.ADS(0)}, nil
+}
+
+// roots refers to the authorities in a Secret: those of NAME-cacert, else those beside the certificate of NAME.
+func (c *Credentials) roots(name string) (*tlsv3.SdsSecretConfig, error) {
+	base := strings.TrimSuffix(name, authorities)
+	sds, found, err := c.find(base + authorities)
+	if err != nil {
+		return nil, err
+	}
+	if found == nil || len(found.Roots) == 0 {
+		_, found, _ = c.find(base)
+	}
+	if found == nil || len(found.Roots) == 0 {
+		return nil, fmt.Errorf("%s: %w", name, ErrNoRoots)
+	}
+	v := &tlsv3.CertificateValidationContext{TrustedCa: inline(found.Roots)}
+	if len(found.CRL) > 0 {
+		v.Crl, v.OnlyVerifyLeafCertCrl = inline(found.CRL), true
+	}
+	c.used[sds] = &tlsv3.Secret{Name: sds, Type: &tlsv3.Secret_ValidationContext{ValidationContext: v}}
+	return &tlsv3.SdsSecretConfig{Name: sds, SdsConfig: wire.ADS(0)}, nil
+}
+
+func inline(pem []byte) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: pem}}
+}
