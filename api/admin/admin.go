@@ -93,13 +93,29 @@ type JoinReply struct {
 	DryRun  bool     `json:"dryRun,omitempty"`
 }
 
+// LeaveRequest takes this cluster out of the mesh: POST /v1/leave.
+type LeaveRequest struct {
+	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// LeaveReply says what was left.
+type LeaveReply struct {
+	Cluster string   `json:"cluster"` // the one that leaves: this cluster
+	Members []string `json:"members"` // the clusters it leaves
+	Exports []string `json:"exports"` // hosts that end in those
+	Imports []string `json:"imports"` // hosts that end here, or lose the endpoints of those
+	Heard   []string `json:"heard"`   // members that heard it
+	Unheard []string `json:"unheard"` // members that were not reached
+	DryRun  bool     `json:"dryRun,omitempty"`
+}
+
 // Peer is another cluster of the mesh: GET /v1/peers; POST /v1/peers/NAME/approve, POST /v1/peers/NAME/evict.
 type Peer struct {
 	Name        string    `json:"name"`
 	TrustDomain string    `json:"trustDomain"`
 	Topology    string    `json:"topology"`
 	Network     string    `json:"network"`
-	State       string    `json:"state"`     // approved, pending, evicted
+	State       string    `json:"state"`     // approved, pending, evicted, left
 	Freshness   string    `json:"freshness"` // fresh, late, expired
 	LastHeard   time.Time `json:"lastHeard,omitzero"`
 	StaleSince  time.Time `json:"staleSince,omitzero"`

@@ -182,7 +182,7 @@ func (d *daemonTest) knows(t *testing.T, names ...string) error {
 		}
 	}
 	for name, p := range peers {
-		if p.State != "evicted" && !slices.Contains(names, name) {
+		if p.State != "evicted" && p.State != "left" && !slices.Contains(names, name) {
 			return fmt.Errorf("%s sees %+v", d.cfg.Cluster, p)
 		}
 	}
@@ -372,6 +372,42 @@ func TestMesh(t *testing.T) {
 			t.Errorf("cedar sees %+v", p)
 		}
 		cedar.mustJoin(t, birch)
+		settled(t, amber, birch, cedar)
+	})
+
+	t.Run("leave", func(t *testing.T) {
+		var plan, done admin.LeaveReply
+		if err := cedar.call("POST", "/v1/leave", admin.LeaveRequest{DryRun: true}, &plan); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(plan.Members, []string{"amber", "birch"}) || len(plan.Exports) != 1 || !slices.Equal(plan.Imports, []string{globalHost}) || !plan.DryRun || len(plan.Heard) > 0 {
+			t.Errorf("cedar would leave %+v", plan)
+		}
+		if err := cedar.knows(t, "amber", "birch"); err != nil {
+			t.Errorf("a dry run left the mesh: %v", err)
+		}
+		if err := cedar.call("POST", "/v1/leave", admin.LeaveRequest{}, &done); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(done.Heard, []string{"amber", "birch"}) || len(done.Unheard) > 0 || done.DryRun {
+			t.Errorf("cedar left: %+v", done)
+		}
+		eventually(t, "cedar is out", func() error {
+			return errors.Join(amber.knows(t, "birch"), birch.knows(t, "amber"), amber.serves(t, "amber", "birch"), birch.serves(t, "amber", "birch"), cedar.serves(t))
+		})
+		if len(cedar.peers(t)) != 0 {
+			t.Errorf("cedar still sees %+v", cedar.peers(t))
+		}
+		for _, d := range []*daemonTest{amber, birch} {
+			if p := d.peers(t)["cedar"]; p.State != "left" || p.Problem != "" {
+				t.Errorf("%s sees %+v", d.cfg.Cluster, p)
+			}
+		}
+		var e *admin.Error
+		if err := cedar.call("POST", "/v1/leave", admin.LeaveRequest{}, nil); !errors.As(err, &e) || e.Reason != "UnknownPeer" || e.Hint == "" {
+			t.Errorf("cedar leaves again: %v", err)
+		}
+		cedar.mustJoin(t, birch) // anyone's token lets it in again
 		settled(t, amber, birch, cedar)
 	})
 

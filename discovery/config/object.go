@@ -261,7 +261,10 @@ func (o *object) rewritesGlobal() bool {
 	for _, x := range f.Spec.Patches {
 		names = append(names, x.Patch.Value.Name)
 	}
-	return len(names) > 0 && !slices.ContainsFunc(names, func(n string) bool { return !strings.HasSuffix(n, "network.tcp_cluster_rewrite") })
+	if len(names) == 0 { // an API server with Istio's definition of the kind keeps nothing of the old fields
+		return o.ref.Name == "istio-multicluster-ingressgateway"
+	}
+	return !slices.ContainsFunc(names, func(n string) bool { return !strings.HasSuffix(n, "network.tcp_cluster_rewrite") })
 }
 
 // named checks and defaults name and namespace, and refuses what the file already has.

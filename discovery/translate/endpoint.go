@@ -17,9 +17,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
-// externalNetwork is the network of endpoints that egress gateways alone are to call, by Istio's convention
-// (ISTIO_META_REQUESTED_NETWORK_VIEW=external).
-const externalNetwork mesh.NetworkID = "external"
+// externalNetwork is the network of endpoints that egress gateways alone are to call.
+const externalNetwork = topologies.External
 
 // located is an endpoint as this proxy reaches it.
 type located struct {

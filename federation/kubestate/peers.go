@@ -73,12 +73,12 @@ func describe(o *v1alpha1.Peer, p *protocol.Peer) {
 	if p == nil {
 		return
 	}
-	o.Status.State = map[protocol.PeerState]string{protocol.Pending: v1alpha1.PeerPending, protocol.Approved: v1alpha1.PeerApproved, protocol.Evicted: v1alpha1.PeerEvicted}[p.State]
+	o.Status.State = map[protocol.PeerState]string{protocol.Pending: v1alpha1.PeerPending, protocol.Approved: v1alpha1.PeerApproved, protocol.Evicted: v1alpha1.PeerEvicted, protocol.Gone: v1alpha1.PeerLeft}[p.State]
 	o.Status.TokenID, o.Status.VouchedBy = p.TokenID, nil
 	for _, v := range p.VouchedBy {
 		o.Status.VouchedBy = append(o.Status.VouchedBy, string(v))
 	}
-	if p.State == protocol.Evicted {
+	if p.State == protocol.Evicted || p.State == protocol.Gone {
 		o.Status.Gateways, o.Status.Network = nil, ""
 		return
 	}

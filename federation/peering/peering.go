@@ -257,6 +257,10 @@ func (p *Peering) publish(records bool) {
 	peers := p.core.Peers()
 	s := &Status{Peers: peers, Start: p.start, Stale: map[mesh.ClusterID]time.Time{}, Gateways: p.gateways(), Digests: p.core.Digests(), Banned: p.banned(), Down: p.down()}
 	for id, at := range p.stale {
+		if !slices.ContainsFunc(peers, func(x protocol.Peer) bool { return x.Name == id && x.State == protocol.Approved }) {
+			delete(p.stale, id) // should it come again, it begins anew
+			continue
+		}
 		s.Stale[id] = at
 	}
 	if records {
@@ -319,7 +323,7 @@ func (p *Peering) banned() map[mesh.ClusterID]bool {
 	}
 	out := map[mesh.ClusterID]bool{}
 	for origin, r := range last {
-		if r.Kind == protocol.KindTombstone {
+		if r.Kind == protocol.KindTombstone && !protocol.Withdrawn(r) {
 			out[mesh.ClusterID(origin)] = true
 		}
 	}

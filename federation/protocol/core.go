@@ -25,11 +25,13 @@ type Core struct {
 	self    *origin
 	origins map[mesh.ClusterID]*origin // the local one, members and pending ones
 	members map[mesh.ClusterID]*member // whom we trust, ourselves not included
+	gone    map[mesh.ClusterID]*member // who left, and is still vouched for
 	order   []mesh.ClusterID           // their names, sorted
 	links   map[mesh.ClusterID]string  // peers whose stream is up, and its path
 
 	wanted   map[slot][]byte // what Declare said last
 	declared bool
+	leaving  bool // nothing more is said until the members had time to hear it
 
 	out       []Action
 	topology  bool // members or cluster records changed
@@ -124,6 +126,10 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.approve(e.Name)
 	case Evict:
 		c.evict(e.Name)
+	case Leave:
+		c.leave()
+	case Left:
+		c.left()
 	case Joined:
 		c.joined(e)
 	case Received:
@@ -209,7 +215,12 @@ func (c *Core) receive(from mesh.ClusterID, way Way, in *federationv1.Record) bo
 	}
 	m := c.members[id]
 	if m == nil {
-		c.reject(from, from, name, c.stranger(id))
+		m = c.back(r)
+	}
+	if m == nil {
+		if c.origins[id].departure() == nil && !isFarewell(r) { // what is on its way of a cluster that left is no news
+			c.reject(from, from, name, c.stranger(id))
+		}
 		return false
 	}
 	o := c.originOf(id)
@@ -233,7 +244,10 @@ func (c *Core) receive(from mesh.ClusterID, way Way, in *federationv1.Record) bo
 	e.verified = true
 	before := len(c.out)
 	c.apply(o, e)
-	if r.Kind == KindMember || r.Kind == KindTombstone && s.covered().kind == KindMember {
+	if isFarewell(r) {
+		c.goodbye(id)
+	}
+	if r.Kind == KindMember || r.Kind == KindTombstone && s.covered().kind == KindMember || c.members[id] == nil {
 		c.settle()
 	}
 	return len(c.out) > before

@@ -236,6 +236,12 @@ func (c *Core) sweep() {
 			}
 		}
 	}
+	for _, id := range slices.Sorted(maps.Keys(c.origins)) {
+		o := c.origins[id]
+		if d := o.departure(); d != nil && o != c.self && c.members[id] == nil && o.pending == nil && c.now-d.at > c.cfg.TombstoneTTL {
+			c.putAway(id)
+		}
+	}
 }
 
 // hash returns the digest hash of an origin.

@@ -63,6 +63,10 @@ func (c *Core) declare(statements []Statement) {
 		}
 	}
 	c.wanted, c.declared = wanted, true
+	if !c.leaving && c.self.departure() != nil && len(c.members) > 0 {
+		c.left() // it was ended in between
+		return
+	}
 	c.reconcile()
 }
 
@@ -94,6 +98,9 @@ func (c *Core) checkStatement(st Statement) *Refusal {
 
 // reconcile makes what we said equal to what is wanted.
 func (c *Core) reconcile() {
+	if c.leaving {
+		return
+	}
 	for _, s := range slices.SortedFunc(maps.Keys(c.wanted), slot.compare) {
 		body := c.wanted[s]
 		held := c.self.entries[s]
@@ -180,7 +187,7 @@ func (c *Core) raise(seen uint64, back slot, v verdict) {
 	}
 	for _, s := range c.self.sorted() {
 		e := c.self.entries[s]
-		if e == nil || skip[s] || s.kind == KindPending || e.adopted && (v != conflict || s != back) {
+		if e == nil || skip[s] || s.kind == KindPending || s == farewell(c.cfg.Name) && !c.leaving || e.adopted && (v != conflict || s != back) {
 			continue
 		}
 		if s.kind == KindTombstone && c.self.entries[s.covered()] != nil {

@@ -8,6 +8,8 @@
 // signed member records. A cluster is a member when a chain of member records leads to it from the local one. A
 // member record introduces a name; it never changes the key of a known one, and withdrawing it (a tombstone by the
 // same origin) ends only what that origin vouched for. A name the local operator evicted stays out, whoever vouches.
+// A cluster that leaves withdraws itself, by a tombstone of its own name. It is out for all who hear of it, and may join
+// again.
 //
 // # Merge
 //
@@ -136,6 +138,10 @@ type (
 	Approve struct{ Name mesh.ClusterID }
 	// Evict puts a cluster out, drops all it said, and keeps its name out until it is admitted again.
 	Evict struct{ Name mesh.ClusterID }
+	// Leave withdraws all that the local cluster exports and says that it goes. Members still hear it until Left.
+	Leave struct{}
+	// Left drops every other cluster and all they said, without a ban. The local one is then as it was before it joined.
+	Left struct{}
 	// Joined says that we redeemed a token. The signature over the reply was checked by the driver against the
 	// issuer's key, which is Issuer.FederationKey. Issuer nil: the first cluster record describes it.
 	Joined struct {
@@ -186,6 +192,8 @@ func (Declare) event()    {}
 func (Admit) event()      {}
 func (Approve) event()    {}
 func (Evict) event()      {}
+func (Leave) event()      {}
+func (Left) event()       {}
 func (Joined) event()     {}
 func (Received) event()   {}
 func (Link) event()       {}

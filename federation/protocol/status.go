@@ -19,6 +19,7 @@ const (
 	Pending  PeerState = "pending"
 	Approved PeerState = "approved"
 	Evicted  PeerState = "evicted"
+	Gone     PeerState = "left"
 )
 
 // Peer is what is known of another cluster, for status and for the trust of connections.
@@ -43,11 +44,14 @@ type Peer struct {
 	LastProblem   string
 }
 
-// Peers returns every other cluster that is a member, waits, or was evicted, sorted by name.
+// Peers returns every other cluster that is a member, waits, was evicted, or left not long ago, sorted by name.
 func (c *Core) Peers() []Peer {
 	var out []Peer
 	for id, o := range c.origins {
 		m := c.members[id]
+		if id != c.cfg.Name && m == nil && o.pending == nil && o.departure() != nil {
+			out = append(out, Peer{Name: id, State: Gone})
+		}
 		if id == c.cfg.Name || m == nil && o.pending == nil {
 			continue
 		}
@@ -85,7 +89,7 @@ func (c *Core) evicted() map[mesh.ClusterID]mesh.ClusterID {
 			if s.kind != KindTombstone || s.covered().kind != KindMember || name == c.cfg.Name || c.members[name] != nil || c.origins[name] != nil {
 				continue
 			}
-			if o.vouches[name] == nil && out[name] == "" {
+			if o.vouches[name] == nil && out[name] == "" && !Withdrawn(o.entries[s].rec) {
 				out[name] = id
 			}
 		}
@@ -105,7 +109,7 @@ func (c *Core) Records() []*federationv1.Record {
 	}
 	var all []named
 	for id, o := range c.origins {
-		if id != c.cfg.Name && c.members[id] == nil {
+		if id != c.cfg.Name && c.members[id] == nil && o.departure() == nil {
 			continue
 		}
 		for s, e := range o.entries {

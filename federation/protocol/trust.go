@@ -13,12 +13,14 @@ import (
 // banned reports whether the local operator evicted the name, and did not admit it again.
 func (c *Core) banned(id mesh.ClusterID) bool {
 	s := slot{KindMember, string(id)}
-	return c.self.entries[s.tomb()] != nil && c.self.entries[s] == nil
+	t := c.self.entries[s.tomb()]
+	return t != nil && c.self.entries[s] == nil && !Withdrawn(t.rec)
 }
 
-// trusted follows member records from the local cluster. Nearer vouchers win, then those first in order.
-func (c *Core) trusted() map[mesh.ClusterID]*member {
-	found := map[mesh.ClusterID]*member{}
+// trusted follows member records from the local cluster. Nearer vouchers win, then those first in order. Members that
+// left are not among the found, and vouch for nobody.
+func (c *Core) trusted() (found, gone map[mesh.ClusterID]*member) {
+	found, gone = map[mesh.ClusterID]*member{}, map[mesh.ClusterID]*member{}
 	domains := map[mesh.TrustDomain]bool{c.cfg.TrustDomain: true}
 	self := &member{name: c.cfg.Name, td: c.cfg.TrustDomain, key: c.cfg.PublicKey}
 	for queue := []*member{self}; len(queue) > 0; queue = queue[1:] {
@@ -47,19 +49,24 @@ func (c *Core) trusted() map[mesh.ClusterID]*member {
 			if domains[td] && !c.sharing(td) {
 				continue
 			}
+			if d := c.origins[name].departure(); d != nil && c.cfg.Verify(e.member.FederationKey, SignedBytes(d.rec), d.rec.Signature) {
+				gone[name] = &member{name: name, td: td, key: e.member.FederationKey}
+				continue
+			}
 			domains[td] = true
 			m := &member{name: name, td: td, key: e.member.FederationKey, tokenID: e.member.TokenId, vouchers: []mesh.ClusterID{from.name}}
 			found[name] = m
 			queue = append(queue, m)
 		}
 	}
-	return found
+	return found, gone
 }
 
 // settle works out anew who is a member: those that are out lose all they said, those that are in are asked for.
 func (c *Core) settle() {
-	old, next := c.members, c.trusted()
-	c.members = next
+	old := c.members
+	next, gone := c.trusted()
+	c.members, c.gone = next, gone
 	c.order = slices.Sorted(maps.Keys(next))
 	changed := false
 	for _, name := range slices.Sorted(maps.Keys(old)) {
@@ -84,18 +91,24 @@ func (c *Core) settle() {
 	}
 }
 
-// forget drops all that an origin said.
+// forget drops all that an origin said, but that it left.
 func (c *Core) forget(name mesh.ClusterID) {
 	o := c.origins[name]
 	if o == nil {
 		return
 	}
+	left := o.departure()
 	for _, s := range o.sorted() {
-		c.remove(o, s)
+		if left == nil || s != farewell(name) {
+			c.remove(o, s)
+		}
 	}
-	delete(c.origins, name)
+	if left == nil {
+		delete(c.origins, name)
+	}
 	delete(c.links, name)
 	if o.connected != nil {
+		o.connected = nil
 		c.do(Disconnect{name})
 	}
 }
@@ -257,4 +270,7 @@ func (c *Core) evict(name mesh.ClusterID) {
 		c.forget(name)
 	}
 	c.settle()
+	if o := c.origins[name]; o.departure() != nil && c.members[name] == nil {
+		c.putAway(name)
+	}
 }

@@ -1,6 +1,6 @@
 // Command crds writes the chart's resource definitions into the folder it is given. They come from the modules that
 // define them, at the versions of go.mod; those of our own are written by hand, beside them. Metadata that another installer would be
-// known by is taken off; all else is as it was.
+// known by is taken off, EnvoyFilters may have the fields of Istio 1.1 too; all else is as it was.
 package main
 
 import (
@@ -110,10 +110,30 @@ func definition(doc []byte, bare bool) ([]byte, error) {
 	}
 	crd["metadata"] = map[string]any{"name": meta["name"], "labels": labels, "annotations": annotations}
 	delete(crd, "status")
+	if meta["name"] == "envoyfilters.networking.istio.io" {
+		if err := keepOldFilters(crd); err != nil {
+			return nil, err
+		}
+	}
 	if bare {
 		strip(crd["spec"])
 	}
 	return yaml.Marshal(crd)
+}
+
+// keepOldFilters lets an API server take what EnvoyFilters had in Istio 1.1. Without it the filter of a mesh of several
+// control planes would be refused, or kept without what it asks for.
+func keepOldFilters(crd map[string]any) error {
+	versions, _ := asMap(crd["spec"])["versions"].([]any)
+	for _, v := range versions {
+		fields := asMap(asMap(asMap(asMap(asMap(asMap(v)["schema"])["openAPIV3Schema"])["properties"])["spec"])["properties"])
+		if fields == nil {
+			return fmt.Errorf("envoyfilters: a version without spec")
+		}
+		fields["workloadLabels"] = map[string]any{"type": "object", "additionalProperties": map[string]any{"type": "string"}}
+		fields["filters"] = map[string]any{"type": "array", "items": map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true}}
+	}
+	return nil
 }
 
 func asMap(v any) map[string]any {

@@ -29,6 +29,7 @@ const (
 	PeerPending  = "Pending"
 	PeerApproved = "Approved"
 	PeerEvicted  = "Evicted"
+	PeerLeft     = "Left"
 )
 
 // PeerStatus is where the cluster stands, and what must not be forgotten.

@@ -13,6 +13,7 @@ func TestAction(t *testing.T) {
 		{"POST", "/v1/peers/birch/approve"}:   {"approve", "peers", "birch"},
 		{"POST", "/v1/peers/birch/evict"}:     {"evict", "peers", "birch"},
 		{"POST", "/v1/join"}:                  {"create", "join", ""},
+		{"POST", "/v1/leave"}:                 {"create", "leave", ""},
 		{"POST", "/v1/workload-tokens"}:       {"create", "workload-tokens", ""},
 		{"POST", "/v1/explain"}:               {"create", "explain", ""},
 		{"GET", "/v1/tokens/abc"}:             {},

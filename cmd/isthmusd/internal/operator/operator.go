@@ -130,6 +130,7 @@ func (s *Server) Handler() http.Handler {
 		return s.cfg.MintWorkload(r)
 	}))
 	mux.HandleFunc("POST /v1/join", take(s.cfg.Join))
+	mux.HandleFunc("POST /v1/leave", take(s.leave))
 	mux.HandleFunc("GET /v1/peers", give(func(*http.Request) ([]admin.Peer, error) { return s.peers(), nil }))
 	mux.HandleFunc("POST /v1/peers/{name}/approve", give(func(r *http.Request) (struct{}, error) {
 		return struct{}{}, s.cfg.Peering.Approve(r.Context(), r.PathValue("name"))

@@ -44,7 +44,7 @@ func (s *Server) peers() []admin.Peer {
 			x.LastHeard = st.Start.Add(p.LastHeard)
 		}
 		switch {
-		case p.State == protocol.Evicted:
+		case p.State == protocol.Evicted, p.State == protocol.Gone:
 			x.Freshness, x.StaleSince = "", time.Time{}
 		case p.Path == "direct":
 			x.Path = "direct " + st.Gateways[p.Name]
