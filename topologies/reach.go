@@ -20,11 +20,6 @@ const (
 	MultiControlPlane Name = "multi-control-plane"
 )
 
-// External is the network of endpoints that egress gateways alone are to call, by Istio's convention
-// (ISTIO_META_REQUESTED_NETWORK_VIEW=external). Unless somebody makes it a network with gateways, whoever calls them does so
-// directly.
-const External mesh.NetworkID = "external"
-
 // Path is how one network reaches an endpoint.
 type Path struct {
 	Direct bool
@@ -58,7 +53,7 @@ func Reach(snap *mesh.Snapshot, from mesh.NetworkID, e *mesh.Endpoint) Path {
 		}
 		return Path{Via: addresses(n), Network: n}
 	}
-	if e.Network != External && snap.Local != nil && e.Cluster == snap.Local.ID && len(snap.Local.Gateways) > 0 {
+	if e.Network != mesh.ExternalNetwork && snap.Local != nil && e.Cluster == snap.Local.ID && len(snap.Local.Gateways) > 0 {
 		switch {
 		case e.TLS:
 			return Path{Via: snap.Local.Gateways}

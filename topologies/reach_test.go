@@ -43,9 +43,9 @@ func TestReach(t *testing.T) {
 		{"elder", "net-e", []string{via(oneGate), via(oneGate), via(oneGate), direct, direct}},
 		{"amber", "", []string{direct, direct, direct, direct, direct}},
 		{"fern", "net-f", []string{named, named, named, named, direct}},
-		{"amber", "net-f", []string{named, named, named, named, direct}},             // a machine there
-		{"fern", "net-b", []string{guess, direct, guess, guess, direct}},             // that birch is there does not help
-		{"amber", topologies.External, []string{guess, guess, guess, guess, direct}}, // for an egress gateway; never by amber's own gateway
+		{"amber", "net-f", []string{named, named, named, named, direct}},              // a machine there
+		{"fern", "net-b", []string{guess, direct, guess, guess, direct}},              // that birch is there does not help
+		{"amber", mesh.ExternalNetwork, []string{guess, guess, guess, guess, direct}}, // for an egress gateway; never by amber's own gateway
 		{other, "net-x", []string{guess, guess, guess, guess, direct}},
 		{"birch", "net-vm", []string{via(twoGates), via(twoGates), via(twoGates), via(twoGates), direct}}, // a machine elsewhere
 	} {

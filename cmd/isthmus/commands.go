@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/leave"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -348,6 +349,19 @@ Each way is tried with a TLS handshake, unless --no-probe is given.`,
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "request header, NAME=VALUE")
 	cmd.Flags().BoolVar(&req.NoProbe, "no-probe", false, "do not try handshakes")
 	return cmd
+}
+
+// leave is what the command of that name needs.
+func (o *options) leave() leave.Config {
+	return leave.Config{
+		Call: func(ctx context.Context, path string, in, out any) error {
+			return o.client().call(ctx, http.MethodPost, path, in, out)
+		},
+		Print: func(cmd *cobra.Command, v any, lines []string) error {
+			return o.print(cmd, v, func(t *table) { t.say("%s", strings.Join(lines, "\n")) })
+		},
+		Confirm: confirmed,
+	}
 }
 
 // print writes v as JSON or by rows, as --output says.

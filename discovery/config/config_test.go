@@ -282,6 +282,7 @@ spec:
 		want     bool
 	}{
 		{"", "", true},
+		{"network: external", "network: network2", true},
 		{"resolution: STATIC", "resolution: DNS", true},
 		{"hosts: [httpbin.bar.global]", "hosts: [httpbin.example.com]", false},
 		{"MESH_INTERNAL", "MESH_EXTERNAL", false},
@@ -292,7 +293,7 @@ spec:
 			t.Fatalf("%s: %v", c.new, problems)
 		}
 		e := in.Services[0].Endpoints[0]
-		if e.TLS != c.want || e.Ports[8000] == 0 || (e.Network == "") != c.want {
+		if e.TLS != c.want || e.Ports[8000] == 0 || (e.Network == "") != (c.want && c.new == "network: network2") {
 			t.Errorf("%s: got %+v", c.new, e)
 		}
 	}

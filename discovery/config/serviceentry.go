@@ -201,8 +201,10 @@ func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *netw
 		}
 	}
 	if ofAnotherCluster(spec, out.Ports) {
-		// The address is dialled as it stands; it is what lies behind that is on another network.
-		out.TLS, out.Network = true, ""
+		// The address is dialled as it stands; it is what lies behind that is on another network. "external" says who dials it.
+		if out.TLS = true; out.Network != mesh.ExternalNetwork {
+			out.Network = ""
+		}
 	}
 	return out
 }

@@ -61,6 +61,11 @@ func (s *Snapshot) Network(id NetworkID) *Network {
 	return nil
 }
 
+// ExternalNetwork is the network of endpoints that egress gateways alone are to call, by Istio's convention
+// (ISTIO_META_REQUESTED_NETWORK_VIEW=external). Unless somebody makes it a network with gateways, whoever calls them does so
+// directly.
+const ExternalNetwork NetworkID = "external"
+
 // ProxyType is the first part of an Istio node id.
 type ProxyType string
 

@@ -18,7 +18,7 @@ import (
 )
 
 // externalNetwork is the network of endpoints that egress gateways alone are to call.
-const externalNetwork = topologies.External
+const externalNetwork = mesh.ExternalNetwork
 
 // located is an endpoint as this proxy reaches it.
 type located struct {

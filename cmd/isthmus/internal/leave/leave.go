@@ -1,8 +1,9 @@
-package main
+// Package leave is the command that takes a cluster out of the mesh.
+package leave
 
 import (
+	"context"
 	"fmt"
-	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,7 +12,18 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
-func leaveCommand(o *options) *cobra.Command {
+// Config is what the command needs of its program.
+type Config struct {
+	// Call asks isthmusd: POST path with in, the answer goes into out.
+	Call func(ctx context.Context, path string, in, out any) error
+	// Print shows v as JSON where that is asked for, else the lines.
+	Print func(cmd *cobra.Command, v any, lines []string) error
+	// Confirm asks the operator; false also where there is none.
+	Confirm func(cmd *cobra.Command, question string) (bool, error)
+}
+
+// Command returns isthmus leave.
+func Command(c Config) *cobra.Command {
 	var req admin.LeaveRequest
 	var yes bool
 	cmd := &cobra.Command{
@@ -26,15 +38,15 @@ It asks before it does so; --yes answers for you. Members have ten seconds to he
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var plan admin.LeaveReply
-			if err := o.client().call(cmd.Context(), http.MethodPost, "/v1/leave", admin.LeaveRequest{DryRun: true}, &plan); err != nil {
+			if err := c.Call(cmd.Context(), "/v1/leave", admin.LeaveRequest{DryRun: true}, &plan); err != nil {
 				return err
 			}
 			if req.DryRun {
-				return o.print(cmd, plan, func(t *table) { t.say("%s", leaving(plan)) })
+				return c.Print(cmd, plan, []string{leaving(plan)})
 			}
 			if !yes {
 				fmt.Fprintln(cmd.ErrOrStderr(), leaving(plan))
-				sure, err := confirmed(cmd, "Leave the mesh?")
+				sure, err := c.Confirm(cmd, "Leave the mesh?")
 				if err != nil {
 					return err
 				}
@@ -43,18 +55,17 @@ It asks before it does so; --yes answers for you. Members have ten seconds to he
 				}
 			}
 			var reply admin.LeaveReply
-			if err := o.client().call(cmd.Context(), http.MethodPost, "/v1/leave", req, &reply); err != nil {
+			if err := c.Call(cmd.Context(), "/v1/leave", req, &reply); err != nil {
 				return err
 			}
-			return o.print(cmd, reply, func(t *table) {
-				t.say("cluster %s has left the mesh", reply.Cluster)
-				if len(reply.Heard) > 0 {
-					t.say("heard by %s", strings.Join(reply.Heard, ", "))
-				}
-				if len(reply.Unheard) > 0 {
-					t.say("not reached: %s; if the others do not tell them, run there: isthmus peer evict %s", strings.Join(reply.Unheard, ", "), reply.Cluster)
-				}
-			})
+			lines := []string{fmt.Sprintf("cluster %s has left the mesh", reply.Cluster)}
+			if len(reply.Heard) > 0 {
+				lines = append(lines, "heard by "+strings.Join(reply.Heard, ", "))
+			}
+			if len(reply.Unheard) > 0 {
+				lines = append(lines, fmt.Sprintf("not reached: %s; if the others do not tell them, run there: isthmus peer evict %s", strings.Join(reply.Unheard, ", "), reply.Cluster))
+			}
+			return c.Print(cmd, reply, lines)
 		},
 	}
 	cmd.Flags().BoolVar(&req.DryRun, "dry-run", false, "say what would end, change nothing")
