@@ -221,6 +221,16 @@ func TestFileReadAgainTakesTheShortPath(t *testing.T) {
 	})
 }
 
+// Ranges of addresses are not what the short path knows; the same ones again are no change.
+func TestOnlyOf(t *testing.T) {
+	with := func(p string) mesh.Input {
+		return mesh.Input{PodRanges: []netip.Prefix{netip.MustParsePrefix(p)}, Problems: []mesh.Problem{{Reason: "Same"}}}
+	}
+	if !onlyOf(change{with("10.0.0.0/8"), with("10.0.0.0/8")}) || onlyOf(change{with("10.0.0.0/8"), with("10.0.0.0/9")}) || onlyOf(change{mesh.Input{}, with("10.0.0.0/8")}) {
+		t.Error("changed ranges are not told from the same ones")
+	}
+}
+
 // Every carried kind stands under its own name in the inputs and in the Snapshot.
 func TestCarriedKinds(t *testing.T) {
 	for _, k := range carried {

@@ -178,6 +178,12 @@ func onlyOf(c change, names ...string) bool {
 			continue
 		}
 		x, y := was.Field(i), now.Field(i)
+		if x.Kind() != reflect.Slice {
+			if !reflect.DeepEqual(x.Interface(), y.Interface()) {
+				return false
+			}
+			continue
+		}
 		if x.Len() != y.Len() {
 			return false
 		}
@@ -185,7 +191,7 @@ func onlyOf(c change, names ...string) bool {
 			continue
 		}
 		for j := range x.Len() {
-			if !x.Index(j).Equal(y.Index(j)) {
+			if !x.Index(j).Comparable() || !x.Index(j).Equal(y.Index(j)) {
 				return false
 			}
 		}
