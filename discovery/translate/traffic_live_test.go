@@ -332,6 +332,12 @@ func testOverflow(t *testing.T, port uint32, full *backend, gate chan struct{}) 
 // TestEnvoySniffs: at a port of which nobody said what it speaks, requests are routed by rules, and other bytes pass as
 // they are, also when the server speaks first.
 func TestEnvoySniffs(t *testing.T) {
+	for _, inspected := range []int{80, 90, 9999} { // with TLS looked into, and without
+		t.Run(fmt.Sprint(inspected), func(t *testing.T) { testSniffs(t, inspected) })
+	}
+}
+
+func testSniffs(t *testing.T, inspected int) {
 	envoytest.Path(t)
 	web, first := startBackend(t, "web", nil), listen(t)
 	go func() {
@@ -364,7 +370,8 @@ spec:
   http:
   - {match: [{uri: {exact: /rule}}], directResponse: {status: 418}}
   - {route: [{destination: {host: web.example.com, port: {number: 80}}}]}
-`, web.port, firstPort)
+  tls: [{match: [{port: %d, sniHosts: [web.example.com]}], route: [{destination: {host: web.example.com, port: {number: 80}}}]}]
+`, web.port, firstPort, inspected)
 	snap, problems := fromYAML(t, yaml, nil)
 	r, more := translate.Translate(snap, proxyNamed(t, "sidecar-a-client", ""))
 	if problems = append(problems, more...); len(problems) > 0 {
