@@ -184,28 +184,13 @@ func (v *view) share(shared map[uint32][]*listenerv3.FilterChain, s *mesh.Servic
 			} else if len(m.PrefixRanges) == 0 {
 				m.PrefixRanges = wire.Prefixes(s.Ranges)
 			}
-			if free(shared[p.Number], c.FilterChainMatch) {
+			if wire.FreeMatch(shared[p.Number], c.FilterChainMatch) {
 				shared[p.Number] = append(shared[p.Number], c)
 			}
 		}
 	case p.Protocol == mesh.TCP && !known && s.Resolution != mesh.None && !s.Headless:
 		v.problems.add(s.Object, "spec.addresses", reasonNoAddress, "port "+wire.Itoa(p.Number)+" of "+s.Host+" is TCP and the host has no address to know it by")
 	}
-}
-
-// free reports whether no chain has the match, or one of its server names at the same addresses: Envoy refuses a
-// listener with two.
-func free(chains []*listenerv3.FilterChain, m *listenerv3.FilterChainMatch) bool {
-	ranges := func(m *listenerv3.FilterChainMatch) string {
-		return (&listenerv3.FilterChainMatch{PrefixRanges: m.GetPrefixRanges(), SourcePrefixRanges: m.GetSourcePrefixRanges()}).String()
-	}
-	return !slices.ContainsFunc(chains, func(c *listenerv3.FilterChain) bool {
-		o := c.GetFilterChainMatch()
-		if ranges(o) != ranges(m) {
-			return false
-		}
-		return len(m.ServerNames) == 0 && len(o.ServerNames) == 0 || slices.ContainsFunc(m.ServerNames, func(n string) bool { return slices.Contains(o.ServerNames, n) })
-	})
 }
 
 // inspectTLS lets a listener read the server name when a chain asks for it.

@@ -24,7 +24,7 @@ func (v *view) sniff(l *listener, s *mesh.Service, p mesh.Port) *routev3.RouteCo
 	match := &listenerv3.FilterChainMatch{ApplicationProtocols: []string{"http/1.0", "http/1.1", "h2c"}}
 	if len(l.ListenerFilters) > 0 { // TLS is looked into, too: what it says of HTTP is not in plain text
 		match.TransportProtocol = "raw_buffer"
-		l.FilterChains = append(slices.Clone(l.FilterChains), plain(l.FilterChains)...)
+		l.FilterChains = append(slices.Clone(l.FilterChains), wire.PlainChains(l.FilterChains)...)
 	}
 	l.FilterChains = slices.Insert(slices.Clone(l.FilterChains), 0, &listenerv3.FilterChain{
 		FilterChainMatch: match,
@@ -41,17 +41,4 @@ func (v *view) sniff(l *listener, s *mesh.Service, p mesh.Port) *routev3.RouteCo
 	return &routev3.RouteConfiguration{
 		Name: name, ValidateClusters: wire.No(), VirtualHosts: []*routev3.VirtualHost{virtualHost(name, []string{"*"}, v.routesOf(s, p))},
 	}
-}
-
-// plain returns the chains that do not ask for server names or addresses again, for connections without TLS: Envoy does
-// not look back once the transport matches.
-func plain(chains []*listenerv3.FilterChain) (out []*listenerv3.FilterChain) {
-	for _, c := range chains {
-		if m := c.GetFilterChainMatch(); len(m.GetServerNames()) == 0 && len(m.GetPrefixRanges()) == 0 {
-			out = append(out, &listenerv3.FilterChain{
-				FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer", SourcePrefixRanges: m.GetSourcePrefixRanges()}, Filters: c.GetFilters(),
-			})
-		}
-	}
-	return out
 }
