@@ -17,8 +17,6 @@ import (
 const (
 	// scheme stands before the names of secrets that are made of Kubernetes Secrets, as in Istio.
 	scheme = "kubernetes://"
-	// granted stands before NAMESPACE/NAME of a Secret that a ReferenceGrant opens. Users cannot write it in a credentialName.
-	granted = "kubernetes-gateway://"
 	// authorities ends the name of the Secret with the authorities that belong to another Secret's certificate.
 	authorities = "-cacert"
 )
@@ -59,13 +57,8 @@ func (c *Credentials) find(name string) (sds string, found *mesh.Credential, err
 	if !c.verified {
 		return "", nil, ErrUnverified
 	}
-	namespace, plain := c.namespace, strings.TrimPrefix(name, scheme)
-	sds = scheme + plain
-	if rest, ok := strings.CutPrefix(name, granted); ok {
-		namespace, plain, _ = strings.Cut(rest, "/")
-		sds = name
-	}
-	return sds, c.snap.Credential(namespace, plain), nil
+	plain := strings.TrimPrefix(name, scheme)
+	return scheme + plain, c.snap.Credential(c.namespace, plain), nil
 }
 
 // certificate refers to the certificate and key of a Secret.

@@ -25,7 +25,7 @@ func TestWhoGetsCredentials(t *testing.T) {
 		{mesh.Proxy{Type: mesh.Router, Namespace: "gw"}, "cert", ErrUnverified},
 		{mesh.Proxy{Type: mesh.Router, Namespace: "gw", Identity: "spiffe://td/ns/other/sa/x"}, "cert", ErrUnverified},
 		{mesh.Proxy{Type: mesh.Sidecar, Namespace: "gw", Identity: "spiffe://td/ns/gw/sa/x"}, "cert", ErrUnverified},
-		{mesh.Proxy{Type: mesh.Router, Namespace: "gw", Identity: "spiffe://td/ns/gw/sa/x"}, "kubernetes-gateway://other/cert", nil},
+		{mesh.Proxy{Type: mesh.Router, Namespace: "gw", Identity: "spiffe://td/ns/gw/sa/x"}, "kubernetes-gateway://other/cert", ErrNoSecret},
 	} {
 		from := CredentialsOf(snap, &c.proxy)
 		_, err := from.certificate(c.name)
