@@ -9,7 +9,7 @@ import (
 
 // TestMeshFields: every field is honoured or refused by name, and what the defaults say is refused never.
 func TestMeshFields(t *testing.T) {
-	honoured := strings.Fields(`connectTimeout tcpKeepalive ingressClass ingressService ingressControllerMode ingressSelector enableTracing defaultConfig
+	honoured := strings.Fields(`connectTimeout tcpKeepalive protocolDetectionTimeout defaultConfig
 		outboundTrafficPolicy enablePrometheusMerge trustDomain trustDomainAliases defaultServiceExportTo defaultVirtualServiceExportTo defaultDestinationRuleExportTo
 		rootNamespace localityLbSetting h2UpgradePolicy extensionProviders pathNormalization defaultHttpRetryPolicy`)
 	known := map[string]bool{}
@@ -29,15 +29,17 @@ func TestMeshFields(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"accessLogFile: /dev/stdout":                                       "data.mesh.accessLogFile",
-		"proxyListenPort: 15001":                                           "",
-		"proxyListenPort: 15002":                                           "data.mesh.proxyListenPort",
-		"enableAutoMtls: true":                                             "",
-		"enableAutoMtls: false":                                            "data.mesh.enableAutoMtls",
-		"inboundTrafficPolicy: {mode: PASSTHROUGH}":                        "",
-		"accessLogFile: ''":                                                "",
-		"pathNormalization: {normalization: BASE}":                         "",
-		"extensionProviders: [{name: z, zipkin: {service: a.b, port: 1}}]": "data.mesh.extensionProviders[0]",
+		"accessLogFile: /dev/stdout":                "data.mesh.accessLogFile",
+		"ingressClass: istio":                       "",
+		"ingressClass: nginx":                       "data.mesh.ingressClass",
+		"proxyListenPort: 15001":                    "",
+		"proxyListenPort: 15002":                    "data.mesh.proxyListenPort",
+		"enableAutoMtls: true":                      "",
+		"enableAutoMtls: false":                     "data.mesh.enableAutoMtls",
+		"inboundTrafficPolicy: {mode: PASSTHROUGH}": "",
+		"accessLogFile: ''":                         "",
+		"pathNormalization: {normalization: BASE}":  "",
+		"extensionProviders: [{name: z, zipkin: {service: a.b, port: 1}}]":            "data.mesh.extensionProviders[0]",
 		"extensionProviders: [{name: z, envoyExtAuthzGrpc: {service: a.b, port: 1}}]": "",
 	} {
 		doc := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    " + text + "\n"
