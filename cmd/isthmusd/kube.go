@@ -30,6 +30,8 @@ type kubeSource struct {
 	Kubeconfig string `yaml:"kubeconfig"`
 	// Context of the kubeconfig; empty: its current one.
 	Context string `yaml:"context"`
+	// EverySecret reads certificates of gateways in all namespaces; else in the root namespace alone.
+	EverySecret bool `yaml:"everySecret"`
 	// Namespace is the root namespace, istio-system unless given: the mesh's ConfigMap and remote secrets are there.
 	Namespace string `yaml:"namespace"`
 }
@@ -75,7 +77,7 @@ func (d *daemon) readObjects(st *store.Store, reg prometheus.Registerer) ([]part
 		return nil, err
 	}
 	d.kube, err = kube.New(kube.Config{
-		Cluster: d.local.ID, TrustDomain: d.local.TrustDomain, Network: d.local.Network, API: api, Namespace: k.Namespace,
+		Cluster: d.local.ID, TrustDomain: d.local.TrustDomain, Network: d.local.Network, API: api, Namespace: k.Namespace, EverySecret: k.EverySecret,
 		Sink: st.Sink("kube"), Log: d.log, Reg: reg,
 	})
 	if err != nil {

@@ -147,7 +147,7 @@ var remedies = map[string]string{
 	reasonUnknownPort:   "name a port of the service; until then such requests get 503",
 	reasonHostConflict:  "merge the objects into one, only the first by namespace and name is used",
 	reasonPortConflict:  "give one of the services another port or an address of its own",
-	reasonCredential:    "create the Secret in the namespace of the gateway, with the keys tls.crt and tls.key, and ca.crt where certificates are checked",
+	reasonCredential:    "create the Secret in the namespace of the gateway, with the keys tls.crt and tls.key, and ca.crt where certificates are checked; Secrets outside of the namespace of isthmusd are read with source.kube.everySecret",
 	reasonNoAddress:     "add addresses to the ServiceEntry",
 	reasonNoGateway:     "name a gateway of the network in meshNetworks, or leave the network out",
 	reasonServerName:    "use names that are DNS labels and shorter, the endpoint is not reachable through gateways",

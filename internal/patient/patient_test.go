@@ -3,6 +3,7 @@ package patient_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,19 +18,34 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/patient"
 )
 
-// server is an API server that fails with err.
-type server struct{ err error }
+// server is an API server that fails with err, which other goroutines may change.
+type server struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (s *server) says() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+func (s *server) set(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
 
 func (s *server) List(context.Context, metav1.ListOptions) (*corev1.ConfigMapList, error) {
-	if s.err != nil {
-		return nil, s.err
+	if err := s.says(); err != nil {
+		return nil, err
 	}
 	return &corev1.ConfigMapList{}, nil
 }
 
 func (s *server) Watch(context.Context, metav1.ListOptions) (watch.Interface, error) {
-	if s.err != nil {
-		return nil, s.err
+	if err := s.says(); err != nil {
+		return nil, err
 	}
 	return watch.NewFake(), nil
 }
@@ -62,7 +78,7 @@ func TestBackAfterAnHour(t *testing.T) {
 					}
 				}, nil)
 				start := time.Now()
-				time.AfterFunc(time.Hour, func() { s.err = nil })
+				time.AfterFunc(time.Hour, func() { s.set(nil) })
 				if err := ask(t.Context(), lw.(cache.ListerWatcherWithContext)); err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
@@ -84,7 +100,7 @@ func TestHandsOver(t *testing.T) {
 	if _, err := lw.ListWithContext(t.Context(), metav1.ListOptions{}); !apierrors.IsResourceExpired(err) {
 		t.Errorf("%v", err)
 	}
-	s.err = errors.New("connection refused")
+	s.set(errors.New("connection refused"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := lw.WatchWithContext(ctx, metav1.ListOptions{}); err == nil {

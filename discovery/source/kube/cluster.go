@@ -55,7 +55,7 @@ func newCluster(s *Source, id mesh.ClusterID, remote bool) *cluster {
 		src: s, id: id, remote: remote, said: "cluster " + string(id), sink: s.cfg.Sink, log: s.log.With("from", string(id)),
 		namespaces: map[string]map[string]string{}, nodes: map[string]*config.Node{}, external: map[string][]string{}, news: make(chan struct{}),
 	}
-	for _, k := range kinds() {
+	for _, k := range kinds(s.cfg.EverySecret) {
 		if !remote || k.everywhere {
 			c.tables = append(c.tables, &table{kind: k, c: c, entries: map[string]*entry{}, state: StateSyncing, since: time.Now()})
 		}

@@ -182,7 +182,7 @@ func run(t *testing.T, cluster string, api *rest.Config, sink mesh.Sink) (*kube.
 	t.Helper()
 	s, err := kube.New(kube.Config{
 		Cluster: mesh.ClusterID(cluster), TrustDomain: mesh.TrustDomain(cluster + ".mesh"), API: api, Sink: sink,
-		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Beat: 300 * time.Millisecond, Retry: 500 * time.Millisecond,
+		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Beat: 300 * time.Millisecond, Retry: 500 * time.Millisecond, EverySecret: true,
 	})
 	if err != nil {
 		t.Fatal(err)

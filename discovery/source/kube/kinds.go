@@ -53,7 +53,7 @@ const (
 	kindSlice     = "EndpointSlice"
 	kindSecret    = "Secret"
 	kindConfigMap = "ConfigMap"
-	// kindCredential are the Secrets of gateways, in all namespaces.
+	// kindCredential are the Secrets of gateways.
 	kindCredential = "Credential"
 )
 
@@ -68,8 +68,9 @@ var eastWestGateway = [2]string{"Gateway", "gateways"}
 const otherSecrets = "type!=kubernetes.io/service-account-token,type!=helm.sh/release.v1,type!=kubernetes.io/dockerconfigjson,type!=bootstrap.kubernetes.io/token"
 
 // kinds lists what is read. EndpointSlices that the controller makes of Pods are not: readiness is taken from the Pod
-// itself, which is told earlier, in one small change, and carries labels and identity besides.
-func kinds() []*kind {
+// itself, which is told earlier, in one small change, and carries labels and identity besides. Secrets of gateways are
+// those of the root namespace, or those of all.
+func kinds(everySecret bool) []*kind {
 	core := []*kind{
 		{name: kindNamespace, resource: "namespaces", typed: func() runtime.Object { return &corev1.Namespace{} }, everywhere: true},
 		{name: kindNode, resource: "nodes", typed: func() runtime.Object { return &corev1.Node{} }, everywhere: true},
@@ -80,7 +81,7 @@ func kinds() []*kind {
 			labels: discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io",
 		},
 		{name: kindSecret, resource: "secrets", typed: func() runtime.Object { return &corev1.Secret{} }, root: true, labels: RemoteSecretLabel + "=true"},
-		{name: kindCredential, resource: "secrets", said: "secrets of gateways", typed: func() runtime.Object { return &corev1.Secret{} }, labels: RemoteSecretLabel + "!=true", fields: otherSecrets},
+		{name: kindCredential, resource: "secrets", said: "secrets of gateways", typed: func() runtime.Object { return &corev1.Secret{} }, root: !everySecret, labels: RemoteSecretLabel + "!=true", fields: otherSecrets},
 		{name: kindConfigMap, resource: "configmaps", typed: func() runtime.Object { return &corev1.ConfigMap{} }, root: true, fields: fields.OneTermEqualSelector("metadata.name", "istio").String()},
 	}
 	for _, k := range core {

@@ -33,6 +33,8 @@ type Config struct {
 	API *rest.Config
 	// Namespace is the root namespace: remote secrets and the ConfigMap of the mesh are there. Empty means "istio-system".
 	Namespace string
+	// EverySecret reads the Secrets of gateways in all namespaces, not only in the root namespace. It needs the right to.
+	EverySecret bool
 	// Domain is the clusters' DNS domain; empty means "cluster.local".
 	Domain string
 	// Sink is told each object under a key of its own.
