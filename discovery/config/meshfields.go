@@ -12,11 +12,11 @@ import (
 
 // meshUnhonoured are the fields of MeshConfig that change nothing here, unless they have their default, and what to do
 // instead. The others are honoured: names and trust, exports and outbound policy, connections and retries, localities,
-// paths, sniffing, authorizers, and what injection reads.
+// paths, sniffing, authorizers, and what injection reads. Tracing is off, whatever enableTracing says.
 var meshUnhonoured = map[string]string{
 	"proxyListenPort": "leave it out: proxies listen at 15001", "proxyInboundListenPort": "leave it out: proxies listen at 15006",
-	"proxyHttpPort": "leave it out: there is no HTTP proxy port", "enableTracing": "add tracing by EnvoyFilter",
-	"ingressClass": "write a Gateway and a VirtualService: Ingress is not read", "ingressService": "write a Gateway and a VirtualService: Ingress is not read",
+	"proxyHttpPort": "leave it out: there is no HTTP proxy port",
+	"ingressClass":  "write a Gateway and a VirtualService: Ingress is not read", "ingressService": "write a Gateway and a VirtualService: Ingress is not read",
 	"ingressControllerMode": "write a Gateway and a VirtualService: Ingress is not read", "ingressSelector": "write a Gateway and a VirtualService: Ingress is not read",
 	"accessLogFile": "add an access log by EnvoyFilter", "accessLogFormat": "add an access log by EnvoyFilter", "accessLogEncoding": "add an access log by EnvoyFilter",
 	"enableEnvoyAccessLogService": "add an access log by EnvoyFilter", "disableEnvoyListenerLog": "leave it out: listeners have no log",

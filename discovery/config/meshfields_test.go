@@ -9,7 +9,7 @@ import (
 
 // TestMeshFields: every field is honoured or refused by name, and what the defaults say is refused never.
 func TestMeshFields(t *testing.T) {
-	honoured := strings.Fields(`connectTimeout tcpKeepalive protocolDetectionTimeout defaultConfig
+	honoured := strings.Fields(`connectTimeout tcpKeepalive protocolDetectionTimeout enableTracing defaultConfig
 		outboundTrafficPolicy enablePrometheusMerge trustDomain trustDomainAliases defaultServiceExportTo defaultVirtualServiceExportTo defaultDestinationRuleExportTo
 		rootNamespace localityLbSetting h2UpgradePolicy extensionProviders pathNormalization defaultHttpRetryPolicy`)
 	known := map[string]bool{}
