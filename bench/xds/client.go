@@ -170,16 +170,21 @@ func (c *crowd) delta(ctx context.Context, ads discoveryv3.AggregatedDiscoverySe
 		if err := s.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}); err != nil {
 			return err
 		}
-		if r.GetTypeUrl() != endpointType {
-			continue
-		}
-		before := endpoints
-		if endpoints += len(r.GetResources()); before < want && endpoints >= want {
-			ready <- nil
-		} else if before >= want {
-			c.got()
+		if r.GetTypeUrl() == endpointType {
+			endpoints = c.count(endpoints, len(r.GetResources()), want, ready)
 		}
 	}
+}
+
+// count adds endpoints that came to those before. The first time that there are as many as wanted the client is ready; what
+// comes later is a change.
+func (c *crowd) count(before, came, want int, ready chan<- error) int {
+	if before >= want {
+		c.got()
+	} else if before+came >= want {
+		ready <- nil
+	}
+	return before + came
 }
 
 // keep notes what the first client has.
@@ -227,14 +232,8 @@ func (c *crowd) sotw(ctx context.Context, ads discoveryv3.AggregatedDiscoverySer
 		if err := s.Send(&discoveryv3.DiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResourceNames: of(r.GetTypeUrl()), ResponseNonce: r.GetNonce(), VersionInfo: r.GetVersionInfo()}); err != nil {
 			return err
 		}
-		if r.GetTypeUrl() != endpointType {
-			continue
-		}
-		before := endpoints
-		if endpoints += len(r.GetResources()); before < want && endpoints >= want {
-			ready <- nil
-		} else if before >= want {
-			c.got()
+		if r.GetTypeUrl() == endpointType {
+			endpoints = c.count(endpoints, len(r.GetResources()), want, ready)
 		}
 	}
 }

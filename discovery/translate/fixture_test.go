@@ -254,10 +254,6 @@ func newAuthority(t *testing.T) *authority {
 // issue returns the PEM of a workload certificate and its key.
 func (a *authority) issue(t *testing.T, id string) (cert, key []byte) {
 	t.Helper()
-	leaf, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	uri, err := url.Parse(id)
 	if err != nil {
 		t.Fatal(err)
@@ -265,6 +261,16 @@ func (a *authority) issue(t *testing.T, id string) (cert, key []byte) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{uri},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	return a.sign(t, template)
+}
+
+// sign makes a key and returns the PEM of its certificate, and its own.
+func (a *authority) sign(t *testing.T, template *x509.Certificate) (cert, key []byte) {
+	t.Helper()
+	leaf, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &leaf.PublicKey, a.key)
 	if err != nil {

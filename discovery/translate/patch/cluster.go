@@ -8,49 +8,14 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	"google.golang.org/protobuf/proto"
 	envoyfilter "istio.io/api/networking/v1alpha3"
 )
 
 // clusters applies a patch to the clusters.
-func (a *applier) clusters() error {
+func (a *applier) clusters() (err error) {
 	e := edit[*clusterv3.Cluster]{match: a.matchesCluster, fresh: func() *clusterv3.Cluster { return &clusterv3.Cluster{} }}
-	op := a.patch.GetPatch().GetOperation()
-	switch op {
-	case envoyfilter.EnvoyFilter_Patch_ADD:
-		if !a.inContext(false) && !a.inContext(true) {
-			return nil
-		}
-	case envoyfilter.EnvoyFilter_Patch_MERGE, envoyfilter.EnvoyFilter_Patch_MERGE_AND_REPLACE_LIST, envoyfilter.EnvoyFilter_Patch_REMOVE:
-	default:
-		return fmt.Errorf("patch.operation %s is not honoured for CLUSTER", op)
-	}
-	before := a.out.Clusters
-	list, changed, err := e.apply(a.patch.GetPatch(), before)
-	if err != nil || !changed {
-		return err
-	}
-	if op == envoyfilter.EnvoyFilter_Patch_ADD {
-		name := list[len(list)-1].GetName()
-		if slices.ContainsFunc(before, func(c *clusterv3.Cluster) bool { return c.Name == name }) {
-			return fmt.Errorf("there is a cluster %s already", name)
-		}
-	}
-	a.out.Clusters = list
-	a.touchChanged(Cluster, names(before), names(list))
-	return nil
-}
-
-// names returns a list's members by name.
-func names[T interface {
-	proto.Message
-	GetName() string
-}](list []T) map[string]any {
-	out := make(map[string]any, len(list))
-	for _, x := range list {
-		out[x.GetName()] = x
-	}
-	return out
+	a.out.Clusters, err = patched(a, Cluster, e, a.out.Clusters)
+	return err
 }
 
 // touchChanged notes the patch at what is new or another.

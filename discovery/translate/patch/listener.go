@@ -67,35 +67,10 @@ func (a *applier) listeners() error {
 	return nil
 }
 
-func (a *applier) wholeListeners() error {
+func (a *applier) wholeListeners() (err error) {
 	e := edit[*listenerv3.Listener]{match: a.matchesListener, fresh: func() *listenerv3.Listener { return &listenerv3.Listener{} }}
-	op := a.patch.GetPatch().GetOperation()
-	switch op {
-	case envoyfilter.EnvoyFilter_Patch_ADD:
-		if !a.inContext(false) && !a.inContext(true) {
-			return nil
-		}
-	case envoyfilter.EnvoyFilter_Patch_MERGE, envoyfilter.EnvoyFilter_Patch_MERGE_AND_REPLACE_LIST, envoyfilter.EnvoyFilter_Patch_REMOVE:
-	default:
-		return fmt.Errorf("patch.operation %s is not honoured for LISTENER", op)
-	}
-	before := a.out.Listeners
-	list, changed, err := e.apply(a.patch.GetPatch(), before)
-	if err != nil || !changed {
-		return err
-	}
-	if op == envoyfilter.EnvoyFilter_Patch_ADD {
-		name := list[len(list)-1].GetName()
-		if name == "" {
-			return fmt.Errorf("the listener has no name")
-		}
-		if slices.ContainsFunc(before, func(l *listenerv3.Listener) bool { return l.Name == name }) {
-			return fmt.Errorf("there is a listener %s already", name)
-		}
-	}
-	a.out.Listeners = list
-	a.touchChanged(Listener, names(before), names(list))
-	return nil
+	a.out.Listeners, err = patched(a, Listener, e, a.out.Listeners)
+	return err
 }
 
 // inside applies the patch to something in a listener, which may be written to, and says whether it changed.
