@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
 	"github.com/isthmus-mesh/isthmus/internal/kubetest"
 )
 
@@ -91,7 +92,7 @@ func TestAdminOverTLS(t *testing.T) {
 		}
 		replicas = append(replicas, start(t, cfg))
 	}
-	ca, err := s.Client().CoreV1().Secrets("system-amber").Get(t.Context(), ownCASecret, metav1.GetOptions{})
+	ca, err := s.Client().CoreV1().Secrets("system-amber").Get(t.Context(), authority.OwnSecret, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/vips"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
@@ -42,8 +44,8 @@ type kubeState struct {
 	rest     *rest.Config
 	ledger   *kubestate.Ledger
 	election *kubestate.Election
-	ca       *kubeCA
-	memory   *kubeMemory
+	ca       *authority.Authority
+	memory   *vips.Memory
 	replica  string
 	d        *daemon // set before anything runs
 }
@@ -86,7 +88,7 @@ func (k *keeping) openKube(ctx context.Context, cfg Config, log *slog.Logger) er
 	ec.Duration, ec.Renew = cfg.State.Lease, cfg.State.Lease*2/3
 	ec.Ready = func(ctx context.Context) error { return s.ready(ctx) }
 	s.election = kubestate.NewElection(ec)
-	s.memory = &kubeMemory{state: s, file: store.FileMemory(cfg.data("addresses.json")), wake: make(chan struct{}, 1)}
+	s.memory = vips.New(vips.Config{Client: client, File: store.FileMemory(cfg.data("addresses.json")), Leads: func() bool { here, _ := s.leads(); return here }, Log: log})
 	k.kube, k.election, k.grants, k.log, k.memory = s, s.election, client.Grants(), s.ledger, s.memory
 	return nil
 }
@@ -171,8 +173,10 @@ func (s *kubeState) loadKeys(ctx context.Context, k *keeping) error {
 	if k.key, err = ledger.ParseKey("in Secret "+s.client.Namespace()+"/"+keysSecret, keys[federationKeyKey]); err != nil {
 		return err
 	}
-	s.ca = &kubeCA{state: s}
-	k.ca, err = s.ca.load(ctx, keys[tokenKeyKey])
+	s.ca = authority.New(authority.Config{
+		Client: s.client, TrustDomain: mesh.TrustDomain(s.cfg.TrustDomain), Dir: s.cfg.CA.Dir, MaxTTL: s.cfg.CA.MaxTTL, Settle: s.cfg.CA.Settle, Overlap: s.cfg.CA.Overlap, Log: s.log,
+	})
+	k.ca, err = s.ca.Load(ctx, keys[tokenKeyKey])
 	return err
 }
 
@@ -208,8 +212,13 @@ func (s *kubeState) parts(d *daemon, st *store.Store) []part {
 	return []part{
 		{"leader election", s.election.Run},
 		{"federation/kubestate", s.ledger.Run},
-		{"certificate authority", func(ctx context.Context) error { return s.ca.run(ctx, st) }},
-		{"virtual addresses", func(ctx context.Context) error { return s.memory.run(ctx, st) }},
+		{"certificate authority", func(ctx context.Context) error {
+			return s.ca.Run(ctx, authority.Listener{Problems: st.Sink("ca"), Changed: func(roots []byte) {
+				d.setTrust(nil)
+				st.UpdateLocal(func(local *mesh.Cluster) { local.Roots = roots })
+			}})
+		}},
+		{"virtual addresses", func(ctx context.Context) error { return s.memory.Run(ctx, st) }},
 	}
 }
 

@@ -32,6 +32,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/api/isthmus/v1alpha1"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
@@ -206,7 +207,7 @@ func TestReplicas(t *testing.T) {
 	})
 	eventually(t, "the follower serves what the leader imports", func() error { return follower.serves(t, "amber", "birch") })
 
-	ca, err := s.Client().CoreV1().Secrets("system-amber").Get(t.Context(), ownCASecret, metav1.GetOptions{})
+	ca, err := s.Client().CoreV1().Secrets("system-amber").Get(t.Context(), authority.OwnSecret, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -434,7 +435,7 @@ func TestGivenCA(t *testing.T) {
 	settled(t, d, birch)
 
 	secrets := s.Client().CoreV1().Secrets("system-amber")
-	first, err := secrets.Get(t.Context(), ownCASecret, metav1.GetOptions{})
+	first, err := secrets.Get(t.Context(), authority.OwnSecret, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -466,7 +467,7 @@ func TestGivenCA(t *testing.T) {
 	}
 	bad := given.Data()
 	bad["ca-key.pem"] = first.Data["ca-key.pem"]
-	o, err := secrets.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: givenCASecret}, Data: bad}, metav1.CreateOptions{})
+	o, err := secrets.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: authority.GivenSecret}, Data: bad}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,6 @@
-package main
+// Package authority gives all replicas of isthmusd one certificate authority, kept in the Kubernetes API, and follows
+// one that the operator gives or changes.
+package authority
 
 import (
 	"bytes"
@@ -8,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,24 +18,35 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
-	"github.com/isthmus-mesh/isthmus/discovery/store"
+	"github.com/isthmus-mesh/isthmus/federation/kubestate"
 )
 
 // Objects of the certificate authority in the root namespace; the first two have Istio's names and form.
 const (
-	givenCASecret = "cacerts"
-	ownCASecret   = "istio-ca-secret"
-	rootsMap      = "isthmus-ca-roots"
-	rootsKey      = "roots.json"
-	caPoll        = 5 * time.Second
-	maxCAFile     = 1 << 20
+	GivenSecret = "cacerts"
+	OwnSecret   = "istio-ca-secret"
+	rootsMap    = "isthmus-ca-roots"
+	rootsKey    = "roots.json"
+	poll        = 5 * time.Second
+	maxFile     = 1 << 20
 )
 
-// kubeCA gives all replicas one certificate authority: the given one (Secret cacerts, or ca.dir), else one that the
+// Config says where the authority is, and who is told when its roots change.
+type Config struct {
+	Client      *kubestate.Client
+	TrustDomain mesh.TrustDomain
+	// Dir holds a given CA; empty, or without its files: the Secret cacerts is looked at.
+	Dir string
+	// MaxTTL, Settle and Overlap are those of the configuration's ca; an Overlap of 0 is twice MaxTTL.
+	MaxTTL, Settle, Overlap time.Duration
+	Log                     *slog.Logger
+}
+
+// Authority gives all replicas one certificate authority: the given one (Secret cacerts, or ca.dir), else one that the
 // first replica made. One that is given later, or changed, is taken while running: its roots are told to everybody,
 // after ca.settle it signs, and for ca.overlap the roots before are trusted still.
-type kubeCA struct {
-	state *kubeState
+type Authority struct {
+	cfg   Config
 	ca    *identity.CA
 	from  string            // names the given one in messages
 	data  map[string][]byte // as it was read last; nil: none is given
@@ -48,18 +62,20 @@ type rootEntry struct {
 	Until time.Time `json:"until,omitzero"` // zero: it is in use
 }
 
-// load returns the CA to start with.
-func (c *kubeCA) load(ctx context.Context, tokenKey []byte) (*identity.CA, error) {
-	s := c.state
-	conf := identity.Config{TrustDomain: mesh.TrustDomain(s.cfg.TrustDomain), MaxTTL: s.cfg.CA.MaxTTL, Log: s.log}
+// New makes an Authority; nothing is read before Load.
+func New(cfg Config) *Authority { return &Authority{cfg: cfg} }
+
+// Load returns the CA to start with. tokenKey is the key of workload tokens, in PEM.
+func (c *Authority) Load(ctx context.Context, tokenKey []byte) (*identity.CA, error) {
+	conf := identity.Config{TrustDomain: c.cfg.TrustDomain, MaxTTL: c.cfg.MaxTTL, Log: c.cfg.Log}
 	var err error
 	if c.data, err = c.given(ctx); err != nil {
 		return nil, err
 	}
 	from, data := c.from, c.data
 	if data == nil {
-		from = "in Secret " + s.client.Namespace() + "/" + ownCASecret
-		data, err = s.client.EnsureSecret(ctx, ownCASecret, func(held map[string][]byte) (map[string][]byte, error) {
+		from = "in Secret " + c.cfg.Client.Namespace() + "/" + OwnSecret
+		data, err = c.cfg.Client.EnsureSecret(ctx, OwnSecret, func(held map[string][]byte) (map[string][]byte, error) {
 			if len(held) > 0 { // all of it is one: nothing is added to another's
 				return nil, nil
 			}
@@ -80,8 +96,8 @@ func (c *kubeCA) load(ctx context.Context, tokenKey []byte) (*identity.CA, error
 }
 
 // given reads the CA that the operator gave; nil when there is none.
-func (c *kubeCA) given(ctx context.Context) (map[string][]byte, error) {
-	if dir := c.state.cfg.CA.Dir; dir != "" {
+func (c *Authority) given(ctx context.Context) (map[string][]byte, error) {
+	if dir := c.cfg.Dir; dir != "" {
 		c.from = "in " + dir
 		out := map[string][]byte{}
 		for _, name := range []string{"ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem"} {
@@ -92,7 +108,7 @@ func (c *kubeCA) given(ctx context.Context) (map[string][]byte, error) {
 			if err != nil {
 				return nil, fmt.Errorf("given CA: %w", err)
 			}
-			if len(data) <= maxCAFile {
+			if len(data) <= maxFile {
 				out[name] = data
 			}
 		}
@@ -100,17 +116,17 @@ func (c *kubeCA) given(ctx context.Context) (map[string][]byte, error) {
 			return out, nil
 		}
 	}
-	c.from = "in Secret " + c.state.client.Namespace() + "/" + givenCASecret
-	return c.state.client.Secret(ctx, givenCASecret)
+	c.from = "in Secret " + c.cfg.Client.Namespace() + "/" + GivenSecret
+	return c.cfg.Client.Secret(ctx, GivenSecret)
 }
 
 // note makes a the authority in use in the shared list: those before are trusted until the overlap ends.
-func (c *kubeCA) note(ctx context.Context, a *identity.Authority) error {
+func (c *Authority) note(ctx context.Context, a *identity.Authority) error {
 	now := time.Now().UTC().Truncate(time.Second)
-	return c.state.client.UpdateConfigMap(ctx, rootsMap, func(data map[string]string) bool {
+	return c.cfg.Client.UpdateConfigMap(ctx, rootsMap, func(data map[string]string) bool {
 		var held []rootEntry
 		if err := json.Unmarshal([]byte(data[rootsKey]), &held); err != nil && data[rootsKey] != "" {
-			c.state.log.Error("the list of roots does not decode; it is written anew", "part", "ca", "err", err)
+			c.cfg.Log.Error("the list of roots does not decode; it is written anew", "part", "ca", "err", err)
 		}
 		next := []rootEntry{{ID: a.ID(), Roots: string(a.Roots())}}
 		changed := true
@@ -139,12 +155,12 @@ func (c *kubeCA) note(ctx context.Context, a *identity.Authority) error {
 	})
 }
 
-func (c *kubeCA) overlap() time.Duration {
-	return cmp.Or(c.state.cfg.CA.Overlap, 2*c.state.cfg.CA.MaxTTL)
+func (c *Authority) overlap() time.Duration {
+	return cmp.Or(c.cfg.Overlap, 2*c.cfg.MaxTTL)
 }
 
 // others returns the roots beside those of a that are trusted now.
-func (c *kubeCA) others(a *identity.Authority) []byte {
+func (c *Authority) others(a *identity.Authority) []byte {
 	var out bytes.Buffer
 	for _, e := range c.roots {
 		if e.ID != a.ID() && (e.Until.IsZero() || time.Now().Before(e.Until)) {
@@ -154,11 +170,18 @@ func (c *kubeCA) others(a *identity.Authority) []byte {
 	return out.Bytes()
 }
 
-// run follows the given CA until ctx ends.
-func (c *kubeCA) run(ctx context.Context, st *store.Store) error {
-	tick := time.NewTicker(min(caPoll, max(c.state.cfg.CA.Settle/4, 100*time.Millisecond)))
+// Listener is told what changes.
+type Listener struct {
+	// Problems gets what is wrong with a given CA.
+	Problems mesh.Sink
+	// Changed is called with the roots that are trusted now.
+	Changed func(roots []byte)
+}
+
+// Run follows the given CA until ctx ends.
+func (c *Authority) Run(ctx context.Context, l Listener) error {
+	tick := time.NewTicker(min(poll, max(c.cfg.Settle/4, 100*time.Millisecond)))
 	defer tick.Stop()
-	problems := st.Sink("ca")
 	for {
 		select {
 		case <-ctx.Done():
@@ -166,23 +189,23 @@ func (c *kubeCA) run(ctx context.Context, st *store.Store) error {
 		case <-tick.C:
 		}
 		call, cancel := context.WithTimeout(ctx, 5*time.Second)
-		c.look(call, problems)
+		c.look(call, l.Problems)
 		cancel()
-		if err := c.apply(st); err != nil {
-			c.state.log.Error("the roots are not changed", "part", "ca", "err", err)
+		if err := c.apply(l.Changed); err != nil {
+			c.cfg.Log.Error("the roots are not changed", "part", "ca", "err", err)
 		}
 	}
 }
 
 // look reads what is given, and takes it as the next authority if it is another and good.
-func (c *kubeCA) look(ctx context.Context, problems mesh.Sink) {
+func (c *Authority) look(ctx context.Context, problems mesh.Sink) {
 	data, err := c.given(ctx)
 	if err != nil || (data == nil) == (c.data == nil) && maps.EqualFunc(data, c.data, bytes.Equal) {
 		return // an API that is away changes nothing
 	}
-	object := mesh.ObjectRef{Kind: "Secret", Namespace: c.state.client.Namespace(), Name: givenCASecret}
+	object := mesh.ObjectRef{Kind: "Secret", Namespace: c.cfg.Client.Namespace(), Name: GivenSecret}
 	problem := func(reason, message, remedy string) {
-		c.state.log.Error("the given CA is not taken; the one before stays in use", "part", "ca", "reason", reason, "err", message)
+		c.cfg.Log.Error("the given CA is not taken; the one before stays in use", "part", "ca", "reason", reason, "err", message)
 		problems.Report("given", mesh.Input{Problems: []mesh.Problem{{Object: object, Reason: reason, Message: message, Remedy: remedy}}})
 	}
 	if data == nil {
@@ -201,7 +224,7 @@ func (c *kubeCA) look(ctx context.Context, problems mesh.Sink) {
 		err = c.note(ctx, next)
 	}
 	if err != nil {
-		c.state.log.Warn("the given CA is not taken yet", "part", "ca", "err", err)
+		c.cfg.Log.Warn("the given CA is not taken yet", "part", "ca", "err", err)
 		return // again at the next look
 	}
 	c.data = data
@@ -209,25 +232,24 @@ func (c *kubeCA) look(ctx context.Context, problems mesh.Sink) {
 	if next.ID() == c.ca.Authority().ID() {
 		next = nil
 	} else {
-		c.state.log.Info("a new CA is told to everybody before it signs", "part", "ca", "authority", next.ID(), "settle", c.state.cfg.CA.Settle)
+		c.cfg.Log.Info("a new CA is told to everybody before it signs", "part", "ca", "authority", next.ID(), "settle", c.cfg.Settle)
 	}
 	c.next, c.since = next, time.Now()
 }
 
 // apply brings the CA and all who trust it in line.
-func (c *kubeCA) apply(st *store.Store) error {
+func (c *Authority) apply(changed func([]byte)) error {
 	by := c.ca.Authority()
-	if c.next != nil && time.Since(c.since) >= c.state.cfg.CA.Settle {
+	if c.next != nil && time.Since(c.since) >= c.cfg.Settle {
 		by, c.next = c.next, nil
-		c.state.log.Info("certificates are signed by the new CA", "part", "ca", "authority", by.ID(), "overlap", c.overlap())
+		c.cfg.Log.Info("certificates are signed by the new CA", "part", "ca", "authority", by.ID(), "overlap", c.overlap())
 	}
 	before := c.ca.Roots()
 	if err := c.ca.Use(by, c.others(by)); err != nil {
 		return err
 	}
 	if roots := c.ca.Roots(); !bytes.Equal(before, roots) {
-		c.state.d.setTrust(nil)
-		st.UpdateLocal(func(local *mesh.Cluster) { local.Roots = roots })
+		changed(roots)
 	}
 	return nil
 }

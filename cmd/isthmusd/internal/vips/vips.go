@@ -1,4 +1,5 @@
-package main
+// Package vips keeps the virtual addresses of a cluster for all replicas of isthmusd, in a ConfigMap.
+package vips
 
 import (
 	"bytes"
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -15,35 +17,48 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/discovery/store"
+	"github.com/isthmus-mesh/isthmus/federation/kubestate"
 )
 
 // The table of virtual addresses in the root namespace.
 const (
-	addressesMap = "isthmus-addresses"
-	addressesKey = "addresses.json.gz" // base64
-	maxAddresses = 64 << 20            // bytes, unpacked
-	memoryPoll   = 5 * time.Second
+	configMap   = "isthmus-addresses"
+	tableKey    = "addresses.json.gz" // base64
+	maxUnpacked = 64 << 20            // bytes, unpacked
+	poll        = 5 * time.Second
 )
 
-// kubeMemory keeps virtual addresses in a ConfigMap: the leader writes it, the others follow. Addresses follow from
+// Config says where the table is and who writes it.
+type Config struct {
+	Client *kubestate.Client
+	// File is what this replica starts from without the API.
+	File store.FileMemory
+	// Leads reports whether this replica writes the table.
+	Leads func() bool
+	Log   *slog.Logger
+}
+
+// Memory keeps virtual addresses in a ConfigMap: the leader writes it, the others follow. Addresses follow from
 // names, so all replicas have the same anyway but for collisions, which depend on who was first. It is a store.Memory.
-type kubeMemory struct {
-	state *kubeState
-	file  store.FileMemory // for a start without the API
-	wake  chan struct{}
+type Memory struct {
+	cfg  Config
+	wake chan struct{}
 
 	mu   sync.Mutex
 	held map[string][]netip.Addr // what the store has
 }
 
+// New makes a Memory; nothing is read before Load.
+func New(cfg Config) *Memory { return &Memory{cfg: cfg, wake: make(chan struct{}, 1)} }
+
 // Load implements store.Memory.
-func (m *kubeMemory) Load() (map[string][]netip.Addr, error) {
+func (m *Memory) Load() (map[string][]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	out, err := m.read(ctx)
 	if err != nil {
-		m.state.log.Warn("virtual addresses are read from the data directory", "part", "state", "err", err)
-		out, err = m.file.Load()
+		m.cfg.Log.Warn("virtual addresses are read from the data directory", "part", "state", "err", err)
+		out, err = m.cfg.File.Load()
 	}
 	m.mu.Lock()
 	m.held = out
@@ -52,7 +67,7 @@ func (m *kubeMemory) Load() (map[string][]netip.Addr, error) {
 }
 
 // Save implements store.Memory. The ConfigMap follows by and by: no snapshot waits for the API.
-func (m *kubeMemory) Save(addresses map[string][]netip.Addr) error {
+func (m *Memory) Save(addresses map[string][]netip.Addr) error {
 	m.mu.Lock()
 	m.held = addresses
 	m.mu.Unlock()
@@ -60,18 +75,18 @@ func (m *kubeMemory) Save(addresses map[string][]netip.Addr) error {
 	case m.wake <- struct{}{}:
 	default:
 	}
-	return m.file.Save(addresses)
+	return m.cfg.File.Save(addresses)
 }
 
-func (m *kubeMemory) read(ctx context.Context) (map[string][]netip.Addr, error) {
-	data, err := m.state.client.ConfigMap(ctx, addressesMap)
-	if err != nil || data[addressesKey] == "" {
+func (m *Memory) read(ctx context.Context) (map[string][]netip.Addr, error) {
+	data, err := m.cfg.Client.ConfigMap(ctx, configMap)
+	if err != nil || data[tableKey] == "" {
 		return nil, err
 	}
-	return unpackAddresses(data[addressesKey])
+	return unpack(data[tableKey])
 }
 
-func packAddresses(in map[string][]netip.Addr) (string, error) {
+func pack(in map[string][]netip.Addr) (string, error) {
 	data, err := json.Marshal(in)
 	if err != nil {
 		return "", err
@@ -87,15 +102,15 @@ func packAddresses(in map[string][]netip.Addr) (string, error) {
 	return base64.StdEncoding.EncodeToString(b.Bytes()), nil
 }
 
-func unpackAddresses(s string) (map[string][]netip.Addr, error) {
+func unpack(s string) (map[string][]netip.Addr, error) {
 	fail := func(err error) (map[string][]netip.Addr, error) {
-		return nil, fmt.Errorf("virtual addresses in ConfigMap %s do not decode: %w", addressesMap, err)
+		return nil, fmt.Errorf("virtual addresses in ConfigMap %s do not decode: %w", configMap, err)
 	}
 	z, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, bytes.NewReader([]byte(s))))
 	if err != nil {
 		return fail(err)
 	}
-	data, err := io.ReadAll(io.LimitReader(z, maxAddresses))
+	data, err := io.ReadAll(io.LimitReader(z, maxUnpacked))
 	if err != nil {
 		return fail(err)
 	}
@@ -106,9 +121,9 @@ func unpackAddresses(s string) (map[string][]netip.Addr, error) {
 	return out, nil
 }
 
-// run writes the table while this replica leads, and takes the leader's while it does not.
-func (m *kubeMemory) run(ctx context.Context, st *store.Store) error {
-	tick := time.NewTicker(memoryPoll)
+// Run writes the table while this replica leads, and takes the leader's while it does not.
+func (m *Memory) Run(ctx context.Context, st *store.Store) error {
+	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for {
 		select {
@@ -121,12 +136,12 @@ func (m *kubeMemory) run(ctx context.Context, st *store.Store) error {
 		err := m.sync(call, st)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			m.state.log.Warn("virtual addresses are not in step with the other replicas", "part", "state", "err", err)
+			m.cfg.Log.Warn("virtual addresses are not in step with the other replicas", "part", "state", "err", err)
 		}
 	}
 }
 
-func (m *kubeMemory) sync(ctx context.Context, st *store.Store) error {
+func (m *Memory) sync(ctx context.Context, st *store.Store) error {
 	theirs, err := m.read(ctx)
 	if err != nil {
 		return err
@@ -137,14 +152,14 @@ func (m *kubeMemory) sync(ctx context.Context, st *store.Store) error {
 	if ours == nil || maps.EqualFunc(ours, theirs, slices.Equal[[]netip.Addr]) {
 		return nil
 	}
-	if leading, _ := m.state.leads(); leading {
-		packed, err := packAddresses(ours)
+	if m.cfg.Leads() {
+		packed, err := pack(ours)
 		if err != nil {
 			return err
 		}
-		return m.state.client.UpdateConfigMap(ctx, addressesMap, func(data map[string]string) bool {
-			changed := data[addressesKey] != packed
-			data[addressesKey] = packed
+		return m.cfg.Client.UpdateConfigMap(ctx, configMap, func(data map[string]string) bool {
+			changed := data[tableKey] != packed
+			data[tableKey] = packed
 			return changed
 		})
 	}
