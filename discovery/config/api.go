@@ -8,6 +8,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -22,7 +23,7 @@ func DecodeObject(source string, v any, o Options) (mesh.Input, []mesh.Problem) 
 	d := &decoder{source: source, opts: o, seen: map[string]string{}, exact: true}
 	switch x := v.(type) {
 	case json.RawMessage:
-		d.add(&document{text: x}, x, "", "", 0)
+		d.add(&written.Document{Text: x}, x, "", "", 0)
 	case *corev1.Service:
 		d.addTyped("", "Service", x.ObjectMeta, x)
 	case *corev1.Pod:
@@ -36,10 +37,10 @@ func DecodeObject(source string, v any, o Options) (mesh.Input, []mesh.Problem) 
 	case *discoveryv1.EndpointSlice:
 		d.addTyped("discovery.k8s.io", "EndpointSlice", x.ObjectMeta, x)
 	default:
-		d.problems = append(d.problems, mesh.Problem{Object: d.document(0), Reason: ReasonUnknownKind, Message: fmt.Sprintf("values of type %T are not decoded", v)})
+		d.problems = append(d.problems, mesh.Problem{Object: d.document(0), Reason: written.ReasonUnknownKind, Message: fmt.Sprintf("values of type %T are not decoded", v)})
 	}
 	for _, obj := range d.objects {
-		obj.doc = nil // lines of an object that nobody wrote as text say nothing
+		obj.Doc = nil // lines of an object that nobody wrote as text say nothing
 		obj.decode()
 	}
 	return d.in, d.problems
@@ -48,5 +49,5 @@ func DecodeObject(source string, v any, o Options) (mesh.Input, []mesh.Problem) 
 // addTyped registers an object that is decoded already.
 func (d *decoder) addTyped(group, kind string, meta metav1.ObjectMeta, v any) {
 	ref := mesh.ObjectRef{Kind: kind, Namespace: meta.Namespace, Name: meta.Name, Source: d.source}
-	d.objects = append(d.objects, &object{d: d, typed: v, group: group, ref: ref, labels: meta.Labels})
+	d.objects = append(d.objects, d.object(written.Object{Typed: v, Group: group, Ref: ref, Labels: meta.Labels}))
 }

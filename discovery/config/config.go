@@ -16,6 +16,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -155,11 +156,11 @@ func newDecoder(source string, data []byte, o Options) *decoder {
 		o.Domain = "cluster.local"
 	}
 	d := &decoder{source: source, opts: o, seen: map[string]string{}}
-	for _, doc := range split(data) {
-		raw, line, err := doc.json()
+	for _, doc := range written.Split(data) {
+		raw, line, err := doc.JSON()
 		if err != nil {
 			ref := d.document(line)
-			d.problems = append(d.problems, mesh.Problem{Object: ref, Reason: ReasonInvalidYAML, Message: err.Error(),
+			d.problems = append(d.problems, mesh.Problem{Object: ref, Reason: written.ReasonInvalidYAML, Message: err.Error(),
 				Remedy: "correct the YAML; the other documents of the file are used"})
 			continue
 		}
@@ -170,7 +171,7 @@ func newDecoder(source string, data []byte, o Options) *decoder {
 
 // document names a piece of the file that is not, or not yet, known to be an object.
 func (d *decoder) document(line int) mesh.ObjectRef {
-	return mesh.ObjectRef{Kind: KindFile, Name: d.source, Source: d.at(line)}
+	return mesh.ObjectRef{Kind: written.KindFile, Name: d.source, Source: d.at(line)}
 }
 
 func (d *decoder) at(line int) string {
@@ -184,13 +185,13 @@ func (d *decoder) at(line int) string {
 func (d *decoder) namespaces() map[string]map[string]string {
 	var out map[string]map[string]string
 	for _, o := range d.objects {
-		if o.group != "" || o.ref.Kind != "Namespace" {
+		if o.Group != "" || o.Ref.Kind != "Namespace" {
 			continue
 		}
 		if out == nil {
 			out = map[string]map[string]string{}
 		}
-		out[o.ref.Name] = o.labels
+		out[o.Ref.Name] = o.Labels
 	}
 	return out
 }
@@ -200,39 +201,13 @@ func (d *decoder) nodes() map[string]Node {
 	var out map[string]Node
 	for _, o := range d.objects {
 		var n corev1.Node
-		if o.group != "" || o.ref.Kind != "Node" || json.Unmarshal(o.raw, &n) != nil {
+		if o.Group != "" || o.Ref.Kind != "Node" || json.Unmarshal(o.Raw, &n) != nil {
 			continue
 		}
 		if out == nil {
 			out = map[string]Node{}
 		}
-		out[o.ref.Name] = NodeOf(&n)
+		out[o.Ref.Name] = NodeOf(&n)
 	}
 	return out
 }
-
-// KindFile is the Kind of ObjectRefs in Problems that are about a file or a document rather than an object in it.
-const KindFile = "File"
-
-// Reasons of the Problems this package makes. They are stable.
-const (
-	ReasonInvalidYAML    = "InvalidYAML"    // a document does not parse
-	ReasonNotAnObject    = "NotAnObject"    // no apiVersion, kind or name
-	ReasonUnknownKind    = "UnknownKind"    // a kind, or a version of it, that its API group does not have
-	ReasonUnknownField   = "UnknownField"   // a field that the kind does not have
-	ReasonInvalidValue   = "InvalidValue"   // a value of the wrong type or outside its range
-	ReasonMissing        = "Missing"        // a required field is absent
-	ReasonConflict       = "Conflict"       // fields that exclude each other
-	ReasonDuplicate      = "Duplicate"      // declared twice
-	ReasonUnsupported    = "Unsupported"    // understood, not honoured
-	ReasonSatisfied      = "Satisfied"      // not needed: what it asks for is done without it
-	ReasonUnknownHost    = "UnknownHost"    // a host that no service has
-	ReasonUnknownSubset  = "UnknownSubset"  // a subset that no DestinationRule of the host defines
-	ReasonUnknownPort    = "UnknownPort"    // a port that the host does not have
-	ReasonUnknownGateway = "UnknownGateway" // a Gateway that does not exist
-	ReasonConflictHosts  = "ConflictingHosts"
-	ReasonAddressInUse   = "AddressInUse"
-	ReasonNotHTTP        = "NotHTTP"         // http rules for ports that are not HTTP
-	ReasonNeedsMutualTLS = "NeedsMutualTLS"  // mesh TLS turned off where a gateway is on the way
-	ReasonAliasOfMesh    = "AliasOfMeshHost" // an externalName that is a host of the mesh
-)

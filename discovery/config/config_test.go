@@ -16,6 +16,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/config/refs"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -241,7 +242,7 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 		snap := &mesh.Snapshot{VirtualServices: in.VirtualServices, DestinationRules: in.DestinationRules, Gateways: in.Gateways}
-		config.CheckReferences(snap)
+		refs.Check(snap)
 	})
 }
 

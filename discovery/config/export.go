@@ -8,21 +8,22 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
 func (o *object) serviceExport() {
 	var e mcsv1beta1.ServiceExport // v1alpha1 has the same fields
-	if !o.into(&e) {
+	if !o.Into(&e) {
 		return
 	}
-	o.meta = e.ObjectMeta
+	o.Meta = e.ObjectMeta
 	ok, to := o.exportTo()
 	if !ok {
 		return
 	}
 	o.d.in.Exports = append(o.d.in.Exports, &mesh.Export{
-		Object: o.ref, ExportTo: to, Created: e.CreationTimestamp.UTC(), Generation: e.Generation,
+		Object: o.Ref, ExportTo: to, Created: e.CreationTimestamp.UTC(), Generation: e.Generation,
 		Labels: o.exportedLabels(e.Spec.ExportedLabels), Annotations: o.exportedAnnotations(e.Spec.ExportedAnnotations),
 	})
 }
@@ -32,7 +33,7 @@ func (o *object) exportedLabels(in map[string]string) map[string]string {
 	out := o.exportedKeys("spec.exportedLabels", in)
 	for _, k := range slices.Sorted(maps.Keys(out)) {
 		if e := validation.IsValidLabelValue(out[k]); len(e) > 0 {
-			o.note("spec.exportedLabels["+k+"]", ReasonInvalidValue, show(out[k])+" is not the value of a label; it is not exported", rule(e))
+			o.Note("spec.exportedLabels["+k+"]", written.ReasonInvalidValue, written.Show(out[k])+" is not the value of a label; it is not exported", written.Rule(e))
 			delete(out, k)
 		}
 	}
@@ -50,7 +51,7 @@ func (o *object) exportedKeys(field string, in map[string]string) map[string]str
 	out := maps.Clone(in)
 	for _, k := range slices.Sorted(maps.Keys(in)) {
 		if e := validation.IsQualifiedName(k); len(e) > 0 {
-			o.note(field, ReasonInvalidValue, show(k)+" is not the name of a label or annotation; it is not exported", rule(e))
+			o.Note(field, written.ReasonInvalidValue, written.Show(k)+" is not the name of a label or annotation; it is not exported", written.Rule(e))
 			delete(out, k)
 		}
 	}

@@ -14,8 +14,8 @@ func NewLocator(source string, data []byte) *Locator {
 // 0 when the file has no such object, or the object nothing of the path.
 func (l *Locator) Line(object mesh.ObjectRef, field string) int {
 	for _, o := range l.objects {
-		if o.ref == object && field != "" {
-			return o.doc.lineOf(o.prefix + field)
+		if o.Ref == object && field != "" {
+			return o.Doc.LineOf(o.Prefix + field)
 		}
 	}
 	return 0

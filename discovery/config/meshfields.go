@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	meshconfig "istio.io/api/mesh/v1alpha1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 )
 
 // meshUnhonoured are the fields of MeshConfig that change nothing here, unless they have their default, and what to do
@@ -38,12 +40,12 @@ func (o *object) checkMesh(raw []byte, defaults map[string]any, spec *meshconfig
 	}
 	for _, name := range slices.Sorted(maps.Keys(said)) {
 		if remedy, ok := meshUnhonoured[name]; ok && !isDefault(said[name], defaults[name]) {
-			o.note("data.mesh."+name, ReasonUnsupported, "is not honoured: it has no effect", remedy)
+			o.Note("data.mesh."+name, written.ReasonUnsupported, "is not honoured: it has no effect", remedy)
 		}
 	}
 	for i, p := range spec.GetExtensionProviders() {
 		if p.GetEnvoyExtAuthzHttp() == nil && p.GetEnvoyExtAuthzGrpc() == nil {
-			o.note(fmt.Sprintf("data.mesh.extensionProviders[%d]", i), ReasonUnsupported, "provider "+show(p.GetName())+" is not honoured: only envoyExtAuthzHttp and envoyExtAuthzGrpc are",
+			o.Note(fmt.Sprintf("data.mesh.extensionProviders[%d]", i), written.ReasonUnsupported, "provider "+written.Show(p.GetName())+" is not honoured: only envoyExtAuthzHttp and envoyExtAuthzGrpc are",
 				"remove it so that nobody relies on it")
 		}
 	}

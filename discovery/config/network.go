@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -52,13 +53,13 @@ func ExternalAddresses(s *corev1.Service) []string {
 
 // serviceGateways makes the gateways of a network out of a Service that is labelled as one.
 func (o *object) serviceGateways(network mesh.NetworkID, s *corev1.Service) {
-	n := &mesh.Network{ID: network, Object: o.ref}
+	n := &mesh.Network{ID: network, Object: o.Ref}
 	port, ok := o.gatewayPortOf(s)
 	if !ok {
 		return
 	}
 	for _, a := range ExternalAddresses(s) {
-		n.Gateways = append(n.Gateways, mesh.NetworkGateway{Object: o.ref, Address: a, Port: port, Cluster: o.d.opts.Local})
+		n.Gateways = append(n.Gateways, mesh.NetworkGateway{Object: o.Ref, Address: a, Port: port, Cluster: o.d.opts.Local})
 	}
 	if len(n.Gateways) == 0 && s.Spec.Type == corev1.ServiceTypeNodePort {
 		n.Gateways = o.nodeGateways(s, port)
@@ -71,7 +72,7 @@ func (o *object) serviceGateways(network mesh.NetworkID, s *corev1.Service) {
 		case "", corev1.ServiceTypeClusterIP:
 			remedy = "make its type LoadBalancer or NodePort, or give it externalIPs"
 		}
-		o.note("", ReasonNoAddress, "the gateway of network "+show(string(network))+" has no address that other networks could dial", remedy)
+		o.Note("", ReasonNoAddress, "the gateway of network "+written.Show(string(network))+" has no address that other networks could dial", remedy)
 	}
 	o.d.in.Networks = append(o.d.in.Networks, n)
 }
@@ -86,7 +87,7 @@ func (o *object) gatewayPortOf(s *corev1.Service) (uint32, bool) {
 	if text != "" {
 		n, err := strconv.ParseUint(text, 10, 16)
 		if err != nil || n == 0 {
-			o.note(field, ReasonInvalidValue, show(text)+" is not a port; the gateway is left out", "write a number from 1 to 65535")
+			o.Note(field, written.ReasonInvalidValue, written.Show(text)+" is not a port; the gateway is left out", "write a number from 1 to 65535")
 			return 0, false
 		}
 		return uint32(n), true
@@ -112,20 +113,20 @@ func (o *object) nodeGateways(s *corev1.Service, port uint32) []mesh.NetworkGate
 	selector := map[string]string{}
 	if text, ok := s.Annotations[annNodeSelector]; ok && text != "" {
 		if err := json.Unmarshal([]byte(text), &selector); err != nil {
-			o.note("metadata.annotations["+annNodeSelector+"]", ReasonInvalidValue, show(text)+" is not a map of labels; it is ignored", `write for example {"gateway": "true"}`)
+			o.Note("metadata.annotations["+annNodeSelector+"]", written.ReasonInvalidValue, written.Show(text)+" is not a map of labels; it is ignored", `write for example {"gateway": "true"}`)
 		}
 	}
 	var out []mesh.NetworkGateway
 	for _, name := range slices.Sorted(maps.Keys(o.d.opts.Nodes)) {
 		node := o.d.opts.Nodes[name]
-		if !selects(selector, node.Labels) {
+		if !written.Selects(selector, node.Labels) {
 			continue
 		}
 		for _, a := range node.Addresses {
 			if !ofFamily(s, a) {
 				continue
 			}
-			out = append(out, mesh.NetworkGateway{Object: o.ref, Address: a, Port: uint32(s.Spec.Ports[i].NodePort), Cluster: o.d.opts.Local, Locality: node.Locality})
+			out = append(out, mesh.NetworkGateway{Object: o.Ref, Address: a, Port: uint32(s.Spec.Ports[i].NodePort), Cluster: o.d.opts.Local, Locality: node.Locality})
 		}
 	}
 	return out
@@ -147,7 +148,7 @@ func ofFamily(s *corev1.Service, address string) bool {
 
 // gatewayAPI is what is read of a Gateway API Gateway.
 type gatewayAPI struct {
-	envelope
+	written.Envelope
 	Spec struct {
 		GatewayClassName string           `json:"gatewayClassName"`
 		Addresses        []gatewayAddress `json:"addresses"`
@@ -173,23 +174,23 @@ type gatewayAddress struct {
 
 // eastWest reports whether the object is a Gateway API Gateway between networks.
 func (o *object) eastWest() bool {
-	if o.group != groupGatewayAPI || o.ref.Kind != "Gateway" {
+	if o.Group != groupGatewayAPI || o.Ref.Kind != "Gateway" {
 		return false
 	}
 	var g gatewayAPI
-	return json.Unmarshal(o.raw, &g) == nil && (g.Spec.GatewayClassName == classEastWest || g.Spec.GatewayClassName == classRemote)
+	return json.Unmarshal(o.Raw, &g) == nil && (g.Spec.GatewayClassName == classEastWest || g.Spec.GatewayClassName == classRemote)
 }
 
 // eastWestGateway makes gateways of the addresses that the Gateway has been given, or that it asks for.
 func (o *object) eastWestGateway() {
 	var g gatewayAPI
-	if err := json.Unmarshal(o.raw, &g); err != nil {
-		o.invalid("", typeMessage(err), "give the field a value of its type")
+	if err := json.Unmarshal(o.Raw, &g); err != nil {
+		o.Invalid("", written.TypeMessage(err), "give the field a value of its type")
 		return
 	}
 	network := g.Labels[labelNetwork]
 	if network == "" {
-		o.note("metadata.labels["+labelNetwork+"]", ReasonMissing, "the gateway says no network; it is left out", "name the network that it leads to")
+		o.Note("metadata.labels["+labelNetwork+"]", written.ReasonMissing, "the gateway says no network; it is left out", "name the network that it leads to")
 		return
 	}
 	port, field := uint32(gatewayPort), ""
@@ -198,7 +199,7 @@ func (o *object) eastWestGateway() {
 		passes := strings.EqualFold(l.Protocol, "TLS") && (l.TLS.Mode == "Passthrough" || l.TLS.Options[optionListener] == "auto-passthrough")
 		if passes && field == "" {
 			field = fmt.Sprintf("spec.listeners[%d].port", i)
-			if !o.checkPort(field, l.Port) {
+			if !o.CheckPort(field, l.Port) {
 				return
 			}
 			port = uint32(l.Port)
@@ -211,17 +212,17 @@ func (o *object) eastWestGateway() {
 		}
 	}
 	if field == "" && len(g.Spec.Listeners) > 0 {
-		o.note("spec.listeners", ReasonUnsupported, "no listener passes TLS through; the gateway is left out", "add a listener of protocol TLS with tls.mode Passthrough")
+		o.Note("spec.listeners", written.ReasonUnsupported, "no listener passes TLS through; the gateway is left out", "add a listener of protocol TLS with tls.mode Passthrough")
 		return
 	}
 	addresses := g.Status.Addresses
 	if len(addresses) == 0 {
 		addresses = g.Spec.Addresses
 	}
-	n := &mesh.Network{ID: mesh.NetworkID(network), Object: o.ref}
+	n := &mesh.Network{ID: mesh.NetworkID(network), Object: o.Ref}
 	if len(servers) > 0 && g.Spec.GatewayClassName == classEastWest && !o.d.opts.Remote {
 		// What the class means to Istio: every service is open to the clusters of the mesh.
-		o.d.in.Gateways = append(o.d.in.Gateways, &mesh.Gateway{Object: o.ref, Spec: &networking.Gateway{Selector: eastWestRouters, Servers: servers}})
+		o.d.in.Gateways = append(o.d.in.Gateways, &mesh.Gateway{Object: o.Ref, Spec: &networking.Gateway{Selector: eastWestRouters, Servers: servers}})
 	}
 	cluster := o.d.opts.Local
 	if g.Spec.GatewayClassName == classRemote {
@@ -232,13 +233,13 @@ func (o *object) eastWestGateway() {
 		if ip, err := netip.ParseAddr(value); err == nil {
 			value = ip.Unmap().String()
 		} else if !isHostName(value) {
-			o.note(fmt.Sprintf("addresses[%d]", i), ReasonInvalidValue, show(a.Value)+" is neither an IP address nor a host name; it is left out", "correct it")
+			o.Note(fmt.Sprintf("addresses[%d]", i), written.ReasonInvalidValue, written.Show(a.Value)+" is neither an IP address nor a host name; it is left out", "correct it")
 			continue
 		}
-		n.Gateways = append(n.Gateways, mesh.NetworkGateway{Object: o.ref, Address: value, Port: port, Cluster: cluster})
+		n.Gateways = append(n.Gateways, mesh.NetworkGateway{Object: o.Ref, Address: value, Port: port, Cluster: cluster})
 	}
 	if len(n.Gateways) == 0 {
-		o.note("", ReasonNoAddress, "the gateway of network "+show(network)+" has no address that other networks could dial", "wait for the address in its status, or write spec.addresses")
+		o.Note("", ReasonNoAddress, "the gateway of network "+written.Show(network)+" has no address that other networks could dial", "wait for the address in its status, or write spec.addresses")
 	}
 	o.d.in.Networks = append(o.d.in.Networks, n)
 }

@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strings"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/security"
+	"github.com/isthmus-mesh/isthmus/discovery/config/traffic"
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -18,18 +20,14 @@ const maxLists = 3
 
 // object is one API object while it is decoded.
 type object struct {
-	d      *decoder
-	doc    *document
-	prefix string // path of the object in its document, "" or "items[3]."
-	raw    []byte // JSON
-	typed  any    // pointer to the Kubernetes type, instead of raw
-	group  string
-	ref    mesh.ObjectRef
-	meta   metav1.ObjectMeta
-	labels map[string]string // of a Namespace
-	failed bool
-	// lenient makes fields that a message does not have a Problem that the object outlives.
-	lenient bool
+	*written.Object
+	d *decoder
+}
+
+// object gives what stands somewhere its decoder.
+func (d *decoder) object(w written.Object) *object {
+	w.Domain, w.Problems = d.opts.Domain, &d.problems
+	return &object{&w, d}
 }
 
 // header is what every API object has.
@@ -45,30 +43,30 @@ type header struct {
 }
 
 // add registers the object in raw, or those in a list. apiVersion and kind say what the items of a typed list are.
-func (d *decoder) add(doc *document, raw []byte, prefix, itemKind string, depth int) {
+func (d *decoder) add(doc *written.Document, raw []byte, prefix, itemKind string, depth int) {
 	if string(raw) == "null" {
 		return
 	}
-	line := doc.line
+	line := doc.Line
 	if prefix != "" {
-		if n := doc.lineOf(strings.TrimSuffix(prefix, ".")); n > 0 {
+		if n := doc.LineOf(strings.TrimSuffix(prefix, ".")); n > 0 {
 			line = n
 		}
 	}
 	var h header
 	err := json.Unmarshal(raw, &h)
 	if itemKind != "" && h.Kind == "" {
-		h.APIVersion, h.Kind, _ = cutLast(itemKind, "/")
+		h.APIVersion, h.Kind, _ = written.CutLast(itemKind, "/")
 	}
-	ref := mesh.ObjectRef{Kind: oneLine(h.Kind), Namespace: oneLine(h.Metadata.Namespace), Name: oneLine(h.Metadata.Name), Source: d.at(line)}
+	ref := mesh.ObjectRef{Kind: written.OneLine(h.Kind), Namespace: written.OneLine(h.Metadata.Namespace), Name: written.OneLine(h.Metadata.Name), Source: d.at(line)}
 	if h.APIVersion == "" || h.Kind == "" {
 		what := "apiVersion and kind are missing"
 		if err != nil && raw[0] != '{' {
 			what = "the document is not a mapping"
 		} else if err != nil {
-			what = typeMessage(err)
+			what = written.TypeMessage(err)
 		}
-		d.problems = append(d.problems, mesh.Problem{Object: d.document(line), Reason: ReasonNotAnObject, Message: what,
+		d.problems = append(d.problems, mesh.Problem{Object: d.document(line), Reason: written.ReasonNotAnObject, Message: what,
 			Remedy: "write a Kubernetes object, or move the file out of the folder"})
 		return
 	}
@@ -81,7 +79,7 @@ func (d *decoder) add(doc *document, raw []byte, prefix, itemKind string, depth 
 	}
 	if kind, isList := strings.CutSuffix(h.Kind, "List"); isList && err == nil && handled(group) {
 		if depth == maxLists {
-			d.problems = append(d.problems, mesh.Problem{Object: ref, Reason: ReasonInvalidValue, Message: "lists stand too deep in lists", Remedy: "write the objects as documents of their own"})
+			d.problems = append(d.problems, mesh.Problem{Object: ref, Reason: written.ReasonInvalidValue, Message: "lists stand too deep in lists", Remedy: "write the objects as documents of their own"})
 			return
 		}
 		item := ""
@@ -93,18 +91,9 @@ func (d *decoder) add(doc *document, raw []byte, prefix, itemKind string, depth 
 		}
 		return
 	}
-	d.objects = append(d.objects, &object{d: d, doc: doc, prefix: prefix, raw: raw, group: group, ref: ref, labels: h.Metadata.Labels})
-	_, version, _ := cutLast("/"+h.APIVersion, "/")
+	d.objects = append(d.objects, d.object(written.Object{Doc: doc, Prefix: prefix, Raw: raw, Group: group, Ref: ref, Labels: h.Metadata.Labels}))
+	_, version, _ := written.CutLast("/"+h.APIVersion, "/")
 	d.objects[len(d.objects)-1].checkVersion(version)
-}
-
-// cutLast cuts s at the last sep.
-func cutLast(s, sep string) (before, after string, ok bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(sep):], true
 }
 
 // handled reports whether this package knows the kinds of an API group.
@@ -125,7 +114,7 @@ func versions(group string) []string {
 	return nil
 }
 
-// Kinds of the handled groups: those decoded, those that say nothing to the mesh, and those not honoured.
+// kinds of the handled groups: those decoded, those that say nothing to the mesh, and those not honoured.
 func kinds(group string) (decoded, ignored, unsupported []string) {
 	switch group {
 	case "":
@@ -148,31 +137,31 @@ func kinds(group string) (decoded, ignored, unsupported []string) {
 
 // checkVersion refuses versions that the object's group never had.
 func (o *object) checkVersion(version string) {
-	if v := versions(o.group); v != nil && !slices.Contains(v, version) {
-		if _, ignored, _ := kinds(o.group); !slices.Contains(ignored, o.ref.Kind) {
-			o.reject("apiVersion", ReasonUnknownKind, fmt.Sprintf("version %s of %s is not known", show(version), o.ref.Kind), "use version "+v[0])
+	if v := versions(o.Group); v != nil && !slices.Contains(v, version) {
+		if _, ignored, _ := kinds(o.Group); !slices.Contains(ignored, o.Ref.Kind) {
+			o.Reject("apiVersion", written.ReasonUnknownKind, fmt.Sprintf("version %s of %s is not known", written.Show(version), o.Ref.Kind), "use version "+v[0])
 		}
 	}
 }
 
 // decode adds what the object says to the decoder's Input.
 func (o *object) decode() {
-	if o.failed {
+	if o.Failed {
 		return
 	}
 	if o.eastWest() {
-		if o.ref.Kind += "." + o.group; o.named() {
+		if o.Ref.Kind += "." + o.Group; o.named() {
 			o.eastWestGateway()
 		}
 		return
 	}
-	if o.d.opts.Remote && o.group == groupGatewayAPI {
+	if o.d.opts.Remote && o.Group == groupGatewayAPI {
 		return // routes and other gateways are said in the cluster of the control plane
 	}
 	if !o.known() || !o.named() {
 		return
 	}
-	switch o.ref.Kind {
+	switch o.Ref.Kind {
 	case "Service":
 		o.service()
 	case "Pod":
@@ -192,140 +181,83 @@ func (o *object) decode() {
 	case "WorkloadEntry":
 		o.workloadEntry()
 	case "VirtualService":
-		o.virtualService()
+		o.d.in.VirtualServices = add(o.d.in.VirtualServices, traffic.VirtualService(o.Object))
 	case "DestinationRule":
-		o.destinationRule()
+		o.d.in.DestinationRules = add(o.d.in.DestinationRules, traffic.DestinationRule(o.Object))
 	case "Gateway":
-		o.gateway()
+		o.d.in.Gateways = add(o.d.in.Gateways, traffic.Gateway(o.Object))
 	case "Sidecar":
-		o.sidecar()
+		o.d.in.Sidecars = add(o.d.in.Sidecars, traffic.Sidecar(o.Object))
 	case "PeerAuthentication":
-		o.peerAuthentication()
+		o.d.in.PeerAuthentications = add(o.d.in.PeerAuthentications, security.PeerAuthentication(o.Object))
 	case "AuthorizationPolicy":
-		o.authorizationPolicy()
+		o.d.in.AuthorizationPolicies = add(o.d.in.AuthorizationPolicies, security.AuthorizationPolicy(o.Object))
 	case "RequestAuthentication":
-		o.requestAuthentication()
+		o.d.in.RequestAuthentications = add(o.d.in.RequestAuthentications, security.RequestAuthentication(o.Object))
 	case "EnvoyFilter":
-		o.envoyFilter()
+		o.d.in.EnvoyFilters = add(o.d.in.EnvoyFilters, traffic.EnvoyFilter(o.Object))
 	case "ServiceExport":
 		o.serviceExport()
 	}
 }
 
+// retired are API groups of Istio's first policies, and what says the same today.
+var retired = map[string]string{
+	"authentication.istio.io": "write a PeerAuthentication for mutual TLS; for tokens a RequestAuthentication, and an AuthorizationPolicy that asks for requestPrincipals",
+	"rbac.istio.io":           "write AuthorizationPolicies of security.istio.io: ON is one with spec {}, roles and bindings are its rules",
+}
+
 // known reports whether the object's kind is decoded, and says what is wrong with it if it looks as if it should be.
 func (o *object) known() bool {
-	decoded, ignored, unsupported := kinds(o.group)
-	kind := o.ref.Kind
+	decoded, ignored, unsupported := kinds(o.Group)
+	kind := o.Ref.Kind
 	switch {
 	case slices.Contains(decoded, kind):
 		return true
 	case slices.Contains(ignored, kind):
-	case slices.Contains(unsupported, kind), o.group == "gateway.networking.k8s.io", o.group == "telemetry.istio.io", o.group == "extensions.istio.io":
+	case slices.Contains(unsupported, kind), o.Group == "gateway.networking.k8s.io", o.Group == "telemetry.istio.io", o.Group == "extensions.istio.io":
 		o.unhonoured()
-	case retired[o.group] != "":
-		o.reject("kind", ReasonUnsupported, o.ref.Kind+" is a kind of Istio's first policy API, which no Istio since 1.6 reads", retired[o.group])
-	case handled(o.group):
+	case retired[o.Group] != "":
+		o.Reject("kind", written.ReasonUnsupported, o.Ref.Kind+" is a kind of Istio's first policy API, which no Istio since 1.6 reads", retired[o.Group])
+	case handled(o.Group):
 		remedy := "correct the spelling or remove the object"
-		if near := closest(kind, append(slices.Clone(decoded), ignored...)); near != "" {
+		if near := written.Closest(kind, append(slices.Clone(decoded), ignored...)); near != "" {
 			remedy = "did you mean " + near + "?"
 		}
-		o.reject("kind", ReasonUnknownKind, "the API group "+show(cmp.Or(o.group, "core"))+" has no kind "+show(kind), remedy)
+		o.Reject("kind", written.ReasonUnknownKind, "the API group "+written.Show(cmp.Or(o.Group, "core"))+" has no kind "+written.Show(kind), remedy)
 	}
 	return false
 }
 
-// rewritesGlobal reports whether an EnvoyFilter is Istio's for gateways of several control planes, which turns names
-// below .global into local ones by a filter that Envoy no longer has, and does nothing else.
-func (o *object) rewritesGlobal() bool {
-	var f struct {
-		Spec struct {
-			Filters []struct {
-				Name string `json:"filterName"`
-			} `json:"filters"`
-			Patches []struct {
-				Patch struct {
-					Value struct {
-						Name string `json:"name"`
-					} `json:"value"`
-				} `json:"patch"`
-			} `json:"configPatches"`
-		} `json:"spec"`
-	}
-	if json.Unmarshal(o.raw, &f) != nil {
-		return false
-	}
-	var names []string
-	for _, x := range f.Spec.Filters {
-		names = append(names, x.Name)
-	}
-	for _, x := range f.Spec.Patches {
-		names = append(names, x.Patch.Value.Name)
-	}
-	if len(names) == 0 { // an API server with Istio's definition of the kind keeps nothing of the old fields
-		return o.ref.Name == "istio-multicluster-ingressgateway"
-	}
-	return !slices.ContainsFunc(names, func(n string) bool { return !strings.HasSuffix(n, "network.tcp_cluster_rewrite") })
-}
-
 // named checks and defaults name and namespace, and refuses what the file already has.
 func (o *object) named() bool {
-	if o.ref.Name == "" {
-		o.reject("metadata.name", ReasonMissing, "the object has no name", "give it one")
+	if o.Ref.Name == "" {
+		o.Reject("metadata.name", written.ReasonMissing, "the object has no name", "give it one")
 		return false
 	}
-	if e := validation.IsDNS1123Subdomain(o.ref.Name); len(e) > 0 {
-		o.reject("metadata.name", ReasonInvalidValue, show(o.ref.Name)+" is not a name", rule(e))
+	if e := validation.IsDNS1123Subdomain(o.Ref.Name); len(e) > 0 {
+		o.Reject("metadata.name", written.ReasonInvalidValue, written.Show(o.Ref.Name)+" is not a name", written.Rule(e))
 		return false
 	}
-	if o.ref.Kind == "Namespace" {
-		o.ref.Namespace = ""
+	if o.Ref.Kind == "Namespace" {
+		o.Ref.Namespace = ""
 	}
-	if e := validation.IsDNS1123Label(o.ref.Namespace); o.ref.Namespace != "" && len(e) > 0 {
-		o.reject("metadata.namespace", ReasonInvalidValue, show(o.ref.Namespace)+" is not a namespace", rule(e))
+	if e := validation.IsDNS1123Label(o.Ref.Namespace); o.Ref.Namespace != "" && len(e) > 0 {
+		o.Reject("metadata.namespace", written.ReasonInvalidValue, written.Show(o.Ref.Namespace)+" is not a namespace", written.Rule(e))
 		return false
 	}
-	if first, twice := o.d.seen[o.ref.String()]; twice {
-		o.reject("", ReasonDuplicate, "is also declared at "+first+", which is used", "remove one of the two")
+	if first, twice := o.d.seen[o.Ref.String()]; twice {
+		o.Reject("", written.ReasonDuplicate, "is also declared at "+first+", which is used", "remove one of the two")
 		return false
 	}
-	o.d.seen[o.ref.String()] = o.ref.Source
+	o.d.seen[o.Ref.String()] = o.Ref.Source
 	return true
 }
 
-// reject reports an error: the object is left out.
-func (o *object) reject(field, reason, message, remedy string) {
-	o.failed = true
-	o.note(field, reason, message, remedy)
-}
-
-// invalid rejects a value.
-func (o *object) invalid(field, message, remedy string) {
-	o.reject(field, ReasonInvalidValue, message, remedy)
-}
-
-// unsupported reports a field that is understood and not honoured, and what that means for the object.
-func (o *object) unsupported(field, consequence string) {
-	o.note(field, ReasonUnsupported, "is not supported: "+consequence, "remove the field so that nobody relies on it")
-}
-
-// note reports a Problem; the object is used nevertheless. The message begins with the line of the field.
-func (o *object) note(field, reason, message, remedy string) {
-	if field != "" && o.doc != nil {
-		if n := o.doc.lineOf(o.prefix + field); n > 0 {
-			message = fmt.Sprintf("line %d: %s", n, message)
-		}
+// add appends what could be decoded.
+func add[T any](list []*T, v *T) []*T {
+	if v == nil {
+		return list
 	}
-	o.d.problems = append(o.d.problems, mesh.Problem{Object: o.ref, Field: oneLine(field), Reason: reason, Message: message, Remedy: remedy})
+	return append(list, v)
 }
-
-// host writes a host out in full: a name without a dot is a Service of the object's namespace.
-func (o *object) host(h string) string {
-	h = strings.TrimSuffix(strings.ToLower(h), ".")
-	if h == "" || strings.ContainsAny(h, ".*:") {
-		return mesh.FromClusterSet(h) // rules on either name are for both
-	}
-	return h + "." + o.ref.Namespace + ".svc." + o.d.opts.Domain
-}
-
-// show quotes a user's value in a message.
-func show(s string) string { return fmt.Sprintf("%q", clip(s, 80)) }

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -60,33 +61,33 @@ func CutSecret(s *corev1.Secret) *corev1.Secret {
 // secret reads a credential. Other Secrets say nothing to the mesh. No message repeats what is in one.
 func (o *object) secret() {
 	var s corev1.Secret
-	if !o.into(&s) {
+	if !o.Into(&s) {
 		return
 	}
-	s.Name, s.Namespace = o.ref.Name, o.ref.Namespace
+	s.Name, s.Namespace = o.Ref.Name, o.Ref.Namespace
 	cut := CutSecret(&s)
 	if cut == nil {
 		return
 	}
 	c := &mesh.Credential{
-		Object: o.ref, Certificate: cut.Data[corev1.TLSCertKey], Key: cut.Data[corev1.TLSPrivateKeyKey], Roots: cut.Data["ca.crt"], CRL: cut.Data["ca.crl"],
+		Object: o.Ref, Certificate: cut.Data[corev1.TLSCertKey], Key: cut.Data[corev1.TLSPrivateKeyKey], Roots: cut.Data["ca.crt"], CRL: cut.Data["ca.crl"],
 	}
 	const remedy = "write the whole chain and its key in PEM"
 	switch {
 	case len(c.Certificate) > 0 && len(c.Key) > 0:
 		if _, err := tls.X509KeyPair(c.Certificate, c.Key); err != nil {
-			o.invalid("data", "the certificate and the key do not parse, or do not belong together", remedy)
+			o.Invalid("data", "the certificate and the key do not parse, or do not belong together", remedy)
 		}
 	case len(c.Certificate)+len(c.Key) > 0 || len(c.Roots) == 0:
-		o.reject("data", ReasonMissing, "the certificate or its key is missing", remedy)
+		o.Reject("data", written.ReasonMissing, "the certificate or its key is missing", remedy)
 	}
 	if len(c.Roots) > 0 && !allPEM(c.Roots, "CERTIFICATE", func(der []byte) error { _, err := x509.ParseCertificate(der); return err }) {
-		o.invalid("data[ca.crt]", "this is no list of certificates", "write certificates in PEM")
+		o.Invalid("data[ca.crt]", "this is no list of certificates", "write certificates in PEM")
 	}
 	if len(c.CRL) > 0 && !allPEM(c.CRL, "X509 CRL", func(der []byte) error { _, err := x509.ParseRevocationList(der); return err }) {
-		o.invalid("data[ca.crl]", "this is no revocation list", "write one in PEM")
+		o.Invalid("data[ca.crl]", "this is no revocation list", "write one in PEM")
 	}
-	if !o.failed {
+	if !o.Failed {
 		o.d.in.Credentials = append(o.d.in.Credentials, c)
 	}
 }

@@ -10,30 +10,31 @@ import (
 
 	networking "istio.io/api/networking/v1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
 func (o *object) serviceEntry() {
 	spec := &networking.ServiceEntry{}
-	if _, ok := o.spec(spec); !ok {
+	if _, ok := o.Spec(spec); !ok {
 		return
 	}
-	decl := &mesh.ServiceDecl{Object: o.ref, External: spec.Location == networking.ServiceEntry_MESH_EXTERNAL}
+	decl := &mesh.ServiceDecl{Object: o.Ref, External: spec.Location == networking.ServiceEntry_MESH_EXTERNAL}
 	decl.Hosts = o.entryHosts(spec)
 	decl.Ports = o.entryPorts(spec)
 	decl.Addresses, decl.Ranges = o.entryAddresses(spec)
 	decl.OneAddress = spec.Resolution == networking.ServiceEntry_DNS_ROUND_ROBIN
 	if decl.OneAddress && len(spec.Endpoints) > 1 {
-		o.reject("spec.endpoints", ReasonConflict, "resolution DNS_ROUND_ROBIN takes one endpoint", "keep one, or write resolution DNS")
+		o.Reject("spec.endpoints", written.ReasonConflict, "resolution DNS_ROUND_ROBIN takes one endpoint", "keep one, or write resolution DNS")
 	}
 	decl.Resolution = o.resolution(spec)
 	if spec.WorkloadSelector != nil {
 		decl.Selector = spec.WorkloadSelector.Labels
 		if len(decl.Selector) == 0 {
-			o.reject("spec.workloadSelector", ReasonMissing, "selects by no label", "add labels or remove the selector")
+			o.Reject("spec.workloadSelector", written.ReasonMissing, "selects by no label", "add labels or remove the selector")
 		}
 		if len(spec.Endpoints) > 0 {
-			o.reject("spec.workloadSelector", ReasonConflict, "stands beside endpoints", "remove one of the two")
+			o.Reject("spec.workloadSelector", written.ReasonConflict, "stands beside endpoints", "remove one of the two")
 		}
 	}
 	for i, e := range spec.Endpoints {
@@ -41,10 +42,10 @@ func (o *object) serviceEntry() {
 			decl.Endpoints = append(decl.Endpoints, out)
 		}
 	}
-	decl.VisibleTo = o.visibility("spec.exportTo", spec.ExportTo)
+	decl.VisibleTo = o.Visibility("spec.exportTo", spec.ExportTo)
 	decl.SubjectAltNames = slices.Compact(slices.Sorted(slices.Values(spec.SubjectAltNames)))
 	decl.Export, decl.ExportTo = o.exported()
-	if !o.failed {
+	if !o.Failed {
 		o.d.in.Services = append(o.d.in.Services, perHost(decl)...)
 	}
 }
@@ -70,18 +71,18 @@ func perHost(decl *mesh.ServiceDecl) []*mesh.ServiceDecl {
 
 func (o *object) entryHosts(spec *networking.ServiceEntry) []string {
 	if len(spec.Hosts) == 0 {
-		o.reject("spec.hosts", ReasonMissing, "the ServiceEntry has no host", "name one")
+		o.Reject("spec.hosts", written.ReasonMissing, "the ServiceEntry has no host", "name one")
 	}
 	var out []string
 	for i, h := range spec.Hosts {
 		at := fmt.Sprintf("spec.hosts[%d]", i)
 		h = strings.TrimSuffix(strings.ToLower(h), ".")
-		o.checkHost(at, h)
+		o.CheckHost(at, h)
 		switch {
 		case h == "*":
-			o.invalid(at, "a ServiceEntry cannot stand for all hosts", `write a domain, for example "*.example.com"`)
+			o.Invalid(at, "a ServiceEntry cannot stand for all hosts", `write a domain, for example "*.example.com"`)
 		case slices.Contains(out, h):
-			o.reject(at, ReasonDuplicate, show(h)+" is named twice", "remove one")
+			o.Reject(at, written.ReasonDuplicate, written.Show(h)+" is named twice", "remove one")
 		}
 		out = append(out, h)
 	}
@@ -90,33 +91,33 @@ func (o *object) entryHosts(spec *networking.ServiceEntry) []string {
 
 func (o *object) entryPorts(spec *networking.ServiceEntry) []mesh.Port {
 	if len(spec.Ports) == 0 {
-		o.reject("spec.ports", ReasonMissing, "the ServiceEntry has no port", "add one")
+		o.Reject("spec.ports", written.ReasonMissing, "the ServiceEntry has no port", "add one")
 	}
 	var out []mesh.Port
 	for i, p := range spec.Ports {
 		at := fmt.Sprintf("spec.ports[%d]", i)
-		o.checkPort(at+".number", int64(p.GetNumber()))
+		o.CheckPort(at+".number", int64(p.GetNumber()))
 		if p.GetTargetPort() != 0 {
-			o.checkPort(at+".targetPort", int64(p.GetTargetPort()))
+			o.CheckPort(at+".targetPort", int64(p.GetTargetPort()))
 		}
 		if p.GetName() == "" {
-			o.reject(at+".name", ReasonMissing, "the port has no name", "give it one")
+			o.Reject(at+".name", written.ReasonMissing, "the port has no name", "give it one")
 		}
-		port := mesh.Port{Name: p.GetName(), Number: p.GetNumber(), Target: p.GetTargetPort(), Protocol: protocol("", p.GetName())}
-		port.Sniffed = p.GetProtocol() == "" && sniffed("", p.GetName(), p.GetNumber())
+		port := mesh.Port{Name: p.GetName(), Number: p.GetNumber(), Target: p.GetTargetPort(), Protocol: written.Protocol("", p.GetName())}
+		port.Sniffed = p.GetProtocol() == "" && written.Sniffed("", p.GetName(), p.GetNumber())
 		if p.GetProtocol() != "" {
-			known, ok := protocolNamed(p.GetProtocol())
+			known, ok := written.ProtocolNamed(p.GetProtocol())
 			if !ok {
-				o.invalid(at+".protocol", show(p.GetProtocol())+" is not a protocol", "write one of HTTP, HTTP2, GRPC, HTTPS, TLS, TCP, UDP, MONGO, REDIS, MYSQL")
+				o.Invalid(at+".protocol", written.Show(p.GetProtocol())+" is not a protocol", "write one of HTTP, HTTP2, GRPC, HTTPS, TLS, TCP, UDP, MONGO, REDIS, MYSQL")
 			}
 			port.Protocol = known
 		}
 		for _, q := range out {
 			if q.Number == port.Number {
-				o.reject(at+".number", ReasonDuplicate, fmt.Sprintf("port %d is declared twice", port.Number), "remove one of the two")
+				o.Reject(at+".number", written.ReasonDuplicate, fmt.Sprintf("port %d is declared twice", port.Number), "remove one of the two")
 			}
 			if q.Name == port.Name {
-				o.reject(at+".name", ReasonDuplicate, "two ports are named "+show(port.Name), "name each port")
+				o.Reject(at+".name", written.ReasonDuplicate, "two ports are named "+written.Show(port.Name), "name each port")
 			}
 		}
 		out = append(out, port)
@@ -138,24 +139,24 @@ func (o *object) entryAddresses(spec *networking.ServiceEntry) (addresses []neti
 		single, fields = append(single, s), append(fields, at)
 	}
 	slices.SortFunc(ranges, func(a, b netip.Prefix) int { return cmp.Compare(a.String(), b.String()) })
-	return o.addresses(single, func(i int) string { return fields[i] }), slices.Compact(ranges)
+	return o.Addresses(single, func(i int) string { return fields[i] }), slices.Compact(ranges)
 }
 
 func (o *object) resolution(spec *networking.ServiceEntry) mesh.Resolution {
 	switch spec.Resolution {
 	case networking.ServiceEntry_NONE:
 		if len(spec.Endpoints) > 0 {
-			o.reject("spec.endpoints", ReasonConflict, "resolution NONE takes no endpoints", "write resolution STATIC or DNS")
+			o.Reject("spec.endpoints", written.ReasonConflict, "resolution NONE takes no endpoints", "write resolution STATIC or DNS")
 		}
 		return mesh.None
 	case networking.ServiceEntry_DNS, networking.ServiceEntry_DNS_ROUND_ROBIN:
 		wild := slices.ContainsFunc(spec.Hosts, func(h string) bool { return strings.HasPrefix(h, "*") })
 		if wild && len(spec.Endpoints) == 0 {
-			o.reject("spec.resolution", ReasonConflict, "a wildcard host cannot be resolved", "name endpoints, or write resolution NONE")
+			o.Reject("spec.resolution", written.ReasonConflict, "a wildcard host cannot be resolved", "name endpoints, or write resolution NONE")
 		}
 		return mesh.DNS
 	case networking.ServiceEntry_DYNAMIC_DNS:
-		o.unsupported("spec.resolution", "resolution NONE is used")
+		o.Unsupported("spec.resolution", "resolution NONE is used")
 		return mesh.None
 	}
 	return mesh.Static
@@ -164,7 +165,7 @@ func (o *object) resolution(spec *networking.ServiceEntry) mesh.Resolution {
 // entryEndpoint converts an inline endpoint; nil if it cannot be used.
 func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *networking.WorkloadEntry) *mesh.Endpoint {
 	out := &mesh.Endpoint{
-		Namespace: o.ref.Namespace, Network: mesh.NetworkID(e.GetNetwork()), Address: strings.ToLower(e.GetAddress()), Labels: e.GetLabels(),
+		Namespace: o.Ref.Namespace, Network: mesh.NetworkID(e.GetNetwork()), Address: strings.ToLower(e.GetAddress()), Labels: e.GetLabels(),
 		Locality: cmp.Or(e.GetLocality(), Locality(e.GetLabels())), Weight: e.GetWeight(), Ports: map[uint32]uint32{}, Ready: true,
 		TLS: e.GetLabels()[labelTLSMode] == "istio",
 	}
@@ -177,15 +178,15 @@ func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *netw
 		out.Address = e.GetAddress() // paths have capitals
 		o.socket(at, spec, e)
 	case out.Address == "":
-		o.reject(at+".address", ReasonMissing, "the address is missing", "write an IP address")
+		o.Reject(at+".address", written.ReasonMissing, "the address is missing", "write an IP address")
 	case !dns:
-		o.invalid(at+".address", show(out.Address)+" is not an IP address", "write an IP address, or resolution DNS")
+		o.Invalid(at+".address", written.Show(out.Address)+" is not an IP address", "write an IP address, or resolution DNS")
 	default:
-		o.checkHost(at+".address", out.Address)
+		o.CheckHost(at+".address", out.Address)
 	}
 	out.Workload = workloadName(out.Address)
-	o.checkPorts(at+".ports", e.GetPorts())
-	o.checkAccount(at+".serviceAccount", e.GetServiceAccount())
+	o.CheckPorts(at+".ports", e.GetPorts())
+	o.CheckAccount(at+".serviceAccount", e.GetServiceAccount())
 	known := map[string]bool{}
 	for _, p := range spec.Ports {
 		known[p.GetName()] = true
@@ -197,7 +198,7 @@ func (o *object) entryEndpoint(at string, spec *networking.ServiceEntry, e *netw
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.GetPorts())) {
 		if !known[name] {
-			o.reject(at+".ports["+name+"]", ReasonUnknownPort, "spec.ports has no port named "+show(name), "add it there or remove it here")
+			o.Reject(at+".ports["+name+"]", written.ReasonUnknownPort, "spec.ports has no port named "+written.Show(name), "add it there or remove it here")
 		}
 	}
 	if ofAnotherCluster(spec, out.Ports) {
@@ -214,11 +215,11 @@ func (o *object) socket(at string, spec *networking.ServiceEntry, e *networking.
 	path, ok := strings.CutPrefix(e.GetAddress(), "unix://")
 	switch {
 	case !ok || !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "@"):
-		o.invalid(at+".address", show(e.GetAddress())+" is not a unix socket", "write unix:///PATH, or unix://@NAME")
+		o.Invalid(at+".address", written.Show(e.GetAddress())+" is not a unix socket", "write unix:///PATH, or unix://@NAME")
 	case spec.Resolution != networking.ServiceEntry_STATIC:
-		o.invalid(at+".address", "a unix socket needs resolution STATIC", "write resolution: STATIC")
+		o.Invalid(at+".address", "a unix socket needs resolution STATIC", "write resolution: STATIC")
 	case len(e.GetPorts()) > 0:
-		o.reject(at+".ports", ReasonConflict, "a unix socket has no ports", "remove them")
+		o.Reject(at+".ports", written.ReasonConflict, "a unix socket has no ports", "remove them")
 	}
 }
 

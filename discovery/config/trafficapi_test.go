@@ -11,6 +11,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 )
 
 // refusals are objects that use a refused field, and where it stands in them.
@@ -75,7 +76,7 @@ func TestTrafficAPI(t *testing.T) {
 			t.Errorf("docs/guide/traffic-api.md calls %s %s; the test has an object that shows it refused: %v", field, state, refused)
 		case refused:
 			_, problems := config.Decode("f.yaml", []byte("apiVersion: networking.istio.io/v1\nmetadata: {name: x}\n"+x.yaml), config.Options{})
-			if len(problems) != 1 || problems[0].Reason != config.ReasonUnsupported || problems[0].Field != x.field {
+			if len(problems) != 1 || problems[0].Reason != written.ReasonUnsupported || problems[0].Field != x.field {
 				t.Errorf("%s: got %v, want %s Unsupported", field, problems, x.field)
 			}
 		}

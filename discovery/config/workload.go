@@ -11,14 +11,14 @@ import (
 
 	networking "istio.io/api/networking/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
 func (o *object) pod() {
 	var p corev1.Pod
-	if !o.into(&p) {
+	if !o.Into(&p) {
 		return
 	}
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
@@ -33,11 +33,11 @@ func (o *object) pod() {
 		ips, at = []string{p.Status.PodIP}, func(int) string { return "status.podIP" }
 	}
 	w := &mesh.Workload{
-		Object: o.ref, Cluster: o.d.opts.cluster(), Name: p.Name, Namespace: o.ref.Namespace, Network: mesh.NetworkID(p.Labels[labelNetwork]),
+		Object: o.Ref, Cluster: o.d.opts.cluster(), Name: p.Name, Namespace: o.Ref.Namespace, Network: mesh.NetworkID(p.Labels[labelNetwork]),
 		Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName, Locality: Locality(p.Labels), Ports: o.namedPorts(p.Spec),
 	}
 	Place(w, o.d.opts.Nodes[p.Spec.NodeName], o.d.opts.Network)
-	for _, a := range o.addresses(ips, at) {
+	for _, a := range o.Addresses(ips, at) {
 		w.Addresses = append(w.Addresses, a.String())
 	}
 	if w.ServiceAccount == "" {
@@ -48,7 +48,7 @@ func (o *object) pod() {
 	}
 	w.Ready = len(w.Addresses) > 0 && p.DeletionTimestamp == nil && podReady(p.Status.Conditions)
 	w.TLS = !p.Spec.HostNetwork && o.member(p.Labels, p.Annotations)
-	if !o.failed {
+	if !o.Failed {
 		o.d.in.Workloads = append(o.d.in.Workloads, w)
 	}
 }
@@ -67,7 +67,7 @@ func (o *object) member(labels, annotations map[string]string) bool {
 	if o.d.opts.ByLabel {
 		return labels[labelTLSMode] == "istio"
 	}
-	return injected(o.d.opts.Namespaces[o.ref.Namespace], labels, annotations)
+	return injected(o.d.opts.Namespaces[o.Ref.Namespace], labels, annotations)
 }
 
 // podReady is true for a pod that nobody says anything about.
@@ -86,7 +86,7 @@ func (o *object) namedPorts(spec corev1.PodSpec) map[string]uint32 {
 	add := func(list string, i int, c corev1.Container) {
 		for j, p := range c.Ports {
 			field := fmt.Sprintf("spec.%s[%d].ports[%d].containerPort", list, i, j)
-			if !o.checkPort(field, int64(p.ContainerPort)) || p.Name == "" {
+			if !o.CheckPort(field, int64(p.ContainerPort)) || p.Name == "" {
 				continue
 			}
 			if _, have := out[p.Name]; !have {
@@ -132,7 +132,7 @@ func injected(namespace, labels, annotations map[string]string) bool {
 
 func (o *object) workloadEntry() {
 	spec := &networking.WorkloadEntry{}
-	status, ok := o.spec(spec)
+	status, ok := o.Spec(spec)
 	if !ok {
 		return
 	}
@@ -140,9 +140,9 @@ func (o *object) workloadEntry() {
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	maps.Copy(labels, o.meta.Labels)
+	maps.Copy(labels, o.Meta.Labels)
 	w := &mesh.Workload{
-		Object: o.ref, Name: o.ref.Name, Namespace: o.ref.Namespace, Network: mesh.NetworkID(spec.Network), Labels: labels,
+		Object: o.Ref, Name: o.Ref.Name, Namespace: o.Ref.Namespace, Network: mesh.NetworkID(spec.Network), Labels: labels,
 		ServiceAccount: spec.ServiceAccount, Ports: spec.Ports, Locality: spec.Locality, Weight: spec.Weight,
 		TLS: labels[labelTLSMode] == "istio", Ready: healthy(status), VM: true,
 	}
@@ -155,16 +155,16 @@ func (o *object) workloadEntry() {
 	if w.ServiceAccount == "" {
 		w.ServiceAccount = "default"
 	}
-	o.checkPorts("spec.ports", spec.Ports)
-	o.checkAccount("spec.serviceAccount", spec.ServiceAccount)
+	o.CheckPorts("spec.ports", spec.Ports)
+	o.CheckAccount("spec.serviceAccount", spec.ServiceAccount)
 	if a, err := netip.ParseAddr(spec.Address); err == nil && a.Zone() == "" {
 		w.Addresses = []string{a.Unmap().String()}
 	} else if spec.Address == "" {
-		o.reject("spec.address", ReasonMissing, "the address is missing", "write the machine's IP address")
+		o.Reject("spec.address", written.ReasonMissing, "the address is missing", "write the machine's IP address")
 	} else {
-		o.invalid("spec.address", show(spec.Address)+" is not an IP address", "write the machine's IP address; host names are for a ServiceEntry's endpoints")
+		o.Invalid("spec.address", written.Show(spec.Address)+" is not an IP address", "write the machine's IP address; host names are for a ServiceEntry's endpoints")
 	}
-	if !o.failed {
+	if !o.Failed {
 		o.d.in.Workloads = append(o.d.in.Workloads, w)
 	}
 }
@@ -180,18 +180,6 @@ func healthy(status []byte) bool {
 	return !slices.ContainsFunc(s.Conditions, func(c struct{ Type, Status string }) bool {
 		return c.Type == "Healthy" && c.Status == "False"
 	})
-}
-
-func (o *object) checkPorts(field string, ports map[string]uint32) {
-	for _, name := range slices.Sorted(maps.Keys(ports)) {
-		o.checkPort(field+"["+name+"]", int64(ports[name]))
-	}
-}
-
-func (o *object) checkAccount(field, account string) {
-	if e := validation.IsDNS1123Subdomain(account); account != "" && len(e) > 0 {
-		o.invalid(field, show(account)+" is not the name of a service account", rule(e))
-	}
 }
 
 // workloadName makes a name, a DNS label, for an endpoint that has only an address.

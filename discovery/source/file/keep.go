@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -53,7 +54,7 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 
 // anyone reports whether the Problem is about something that may have been any object.
 func anyone(p mesh.Problem) bool {
-	return p.Object.Kind == config.KindFile || p.Object.Name == "" || p.Reason == config.ReasonUnknownKind
+	return p.Object.Kind == written.KindFile || p.Object.Name == "" || p.Reason == written.ReasonUnknownKind
 }
 
 // keeper is one run of keepBroken.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -176,7 +177,7 @@ func isConfig(name string) bool {
 // name is how a file or folder is named in Problems.
 func (w *watch) name(key string) mesh.ObjectRef {
 	full := filepath.Join(w.cfg.Dir, filepath.FromSlash(key))
-	return mesh.ObjectRef{Kind: config.KindFile, Name: cmp.Or(strings.TrimSuffix(key, "/"), full), Source: full}
+	return mesh.ObjectRef{Kind: written.KindFile, Name: cmp.Or(strings.TrimSuffix(key, "/"), full), Source: full}
 }
 
 func (f *found) problem(object mesh.ObjectRef, reason, message, remedy string) {

@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/config/refs"
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/lint"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
@@ -190,7 +192,7 @@ func Check(files []File) Report {
 		r.add(p, severityAlone(p.Reason))
 	}
 	cfg := store.DefaultConfig(Local("local"))
-	cfg.Check = config.CheckReferences
+	cfg.Check = refs.Check
 	snap := store.Once(cfg, inputs)
 	lines := map[string]*config.Locator{}
 	for _, p := range slices.Concat(snap.Problems, lint.Routes(snap.VirtualServices)) {
@@ -229,7 +231,7 @@ func locate(lines map[string]*config.Locator, files []File, name string) *config
 
 // severityAlone: what is not honoured does no harm but to those who rely on it; all else leaves the object out.
 func severityAlone(reason string) Severity {
-	if reason == config.ReasonUnsupported {
+	if reason == written.ReasonUnsupported {
 		return Warning
 	}
 	return Error
@@ -237,7 +239,7 @@ func severityAlone(reason string) Severity {
 
 // severityTogether: an object that is there twice is wrong for sure; what another names may yet come.
 func severityTogether(reason string) Severity {
-	if reason == config.ReasonDuplicate {
+	if reason == written.ReasonDuplicate {
 		return Error
 	}
 	return Warning

@@ -1,4 +1,4 @@
-package config
+package refs
 
 import (
 	"fmt"
@@ -7,6 +7,7 @@ import (
 
 	networking "istio.io/api/networking/v1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -18,7 +19,7 @@ func (c *checker) unknownHosts(vs *mesh.VirtualService) {
 	for i, host := range vs.Spec.GetHosts() {
 		own := strings.HasSuffix(host, mesh.GlobalSuffix) || strings.HasSuffix(host, ".svc.cluster.local")
 		if own && !strings.HasPrefix(host, "*") && c.service(host) == nil {
-			c.add(vs.Object, fmt.Sprintf("spec.hosts[%d]", i), ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
+			c.add(vs.Object, fmt.Sprintf("spec.hosts[%d]", i), written.ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
 		}
 	}
 }
@@ -76,7 +77,7 @@ func (c *checker) notHTTP(object mesh.ObjectRef, field string, hosts []*mesh.Ser
 			}
 			switch p.Protocol {
 			case mesh.TCP, mesh.TLS, mesh.HTTPS:
-				c.add(object, field, ReasonNotHTTP, fmt.Sprintf("http rules do not apply to port %d of %s, which is %s", p.Number, s.Host, p.Protocol), httpRemedy(s, p))
+				c.add(object, field, written.ReasonNotHTTP, fmt.Sprintf("http rules do not apply to port %d of %s, which is %s", p.Number, s.Host, p.Protocol), httpRemedy(s, p))
 			case mesh.UDP: // a second transport under the number
 			default:
 				c.problems = c.problems[:before]
@@ -107,7 +108,7 @@ func (c *checker) mutualTLS(d *mesh.DestinationRule) {
 			return
 		}
 		if where := c.behindGateways(services, labels); where != "" {
-			c.add(d.Object, at+".tls.mode", ReasonNeedsMutualTLS,
+			c.add(d.Object, at+".tls.mode", written.ReasonNeedsMutualTLS,
 				fmt.Sprintf("endpoints in %s are reached through gateways, which carry mutual TLS only; with tls mode %s they are not used", where, t.GetMode()),
 				"leave tls out, or use ISTIO_MUTUAL")
 		}
@@ -137,7 +138,7 @@ func (c *checker) ruled(host string) []*mesh.Service {
 	}
 	var out []*mesh.Service
 	for _, s := range c.snap.Services {
-		if covers(host, s.Host) && len(c.subsets[s.Host]) == 0 {
+		if written.Covers(host, s.Host) && len(c.subsets[s.Host]) == 0 {
 			out = append(out, s)
 		}
 	}
@@ -171,7 +172,7 @@ func (c *checker) behindGateways(services []*mesh.Service, labels map[string]str
 			if e.Cluster == "" || e.Cluster == local.ID || e.Network == "" || e.Network == local.Network || s.External {
 				continue
 			}
-			if selects(labels, e.Labels) {
+			if written.Selects(labels, e.Labels) {
 				names = append(names, string(e.Cluster))
 			}
 		}
@@ -186,15 +187,6 @@ func (c *checker) behindGateways(services []*mesh.Service, labels map[string]str
 	return "clusters " + strings.Join(names, ", ")
 }
 
-func selects(selector, labels map[string]string) bool {
-	for k, want := range selector {
-		if labels[k] != want {
-			return false
-		}
-	}
-	return true
-}
-
 // aliases reports Services that are names for hosts of the mesh. Envoy would resolve such a name to the virtual
 // address, which only captured connections may go to. Hosts outside and headless ones resolve to what can be dialled.
 func (c *checker) aliases() {
@@ -204,7 +196,7 @@ func (c *checker) aliases() {
 		}
 		for _, e := range s.Endpoints {
 			if target := c.snap.Service(e.Address); target != nil && !target.External && !target.Headless {
-				c.add(s.Object, "spec.externalName", ReasonAliasOfMesh, fmt.Sprintf("externalName %s is a host of the mesh; Envoy would dial its virtual address", e.Address),
+				c.add(s.Object, "spec.externalName", written.ReasonAliasOfMesh, fmt.Sprintf("externalName %s is a host of the mesh; Envoy would dial its virtual address", e.Address),
 					"point a VirtualService at it instead, or use the host itself")
 			}
 		}

@@ -1,6 +1,6 @@
 //lint:file-ignore SA1019 Folders still hold the older fields and kinds; they are converted here.
 
-package config
+package traffic
 
 import (
 	"fmt"
@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	networking "istio.io/api/networking/v1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 )
 
 // maxBody bounds what a directResponse answers; it is sent to every proxy.
@@ -22,9 +24,9 @@ func (o *object) checkDuration(at string, d *durationpb.Duration, least time.Dur
 		return
 	}
 	if err := d.CheckValid(); err != nil || d.AsDuration() < 0 {
-		o.invalid(at, "the duration is negative or too long", "write 0s or more")
+		o.Invalid(at, "the duration is negative or too long", "write 0s or more")
 	} else if d.AsDuration() < least {
-		o.invalid(at, fmt.Sprintf("%s is shorter than %s", d.AsDuration(), least), "write "+least.String()+" or more")
+		o.Invalid(at, fmt.Sprintf("%s is shorter than %s", d.AsDuration(), least), "write "+least.String()+" or more")
 	}
 }
 
@@ -33,19 +35,19 @@ func (o *object) redirect(at string, r *networking.HTTPRedirect) {
 		return
 	}
 	if c := r.RedirectCode; c != 0 && !slices.Contains([]uint32{301, 302, 303, 307, 308}, c) {
-		o.invalid(at+".redirectCode", fmt.Sprintf("%d is not a redirect", c), "write 301, 302, 303, 307 or 308")
+		o.Invalid(at+".redirectCode", fmt.Sprintf("%d is not a redirect", c), "write 301, 302, 303, 307 or 308")
 	}
 	if r.Scheme != "" && r.Scheme != "http" && r.Scheme != "https" {
-		o.invalid(at+".scheme", show(r.Scheme)+" is not a scheme", "write http or https")
+		o.Invalid(at+".scheme", written.Show(r.Scheme)+" is not a scheme", "write http or https")
 	}
 	if p, ok := r.RedirectPort.(*networking.HTTPRedirect_Port); ok {
-		o.checkPort(at+".port", int64(p.Port))
+		o.CheckPort(at+".port", int64(p.Port))
 	}
 	if r.Uri != "" && r.PrefixRewrite != "" {
-		o.reject(at+".uri", ReasonConflict, "stands beside prefixRewrite", "keep one of the two")
+		o.Reject(at+".uri", written.ReasonConflict, "stands beside prefixRewrite", "keep one of the two")
 	}
 	if r.Uri == "" && r.PrefixRewrite == "" && r.Authority == "" && r.Scheme == "" && r.RedirectPort == nil {
-		o.reject(at, ReasonMissing, "changes neither path, host, port nor scheme", "say where it leads")
+		o.Reject(at, written.ReasonMissing, "changes neither path, host, port nor scheme", "say where it leads")
 	}
 }
 
@@ -54,10 +56,10 @@ func (o *object) directResponse(at string, r *networking.HTTPDirectResponse) {
 		return
 	}
 	if r.Status < 200 || r.Status > 599 {
-		o.invalid(at+".status", fmt.Sprintf("%d is not a status", r.Status), "write a number from 200 to 599")
+		o.Invalid(at+".status", fmt.Sprintf("%d is not a status", r.Status), "write a number from 200 to 599")
 	}
 	if len(r.Body.GetString_())+len(r.Body.GetBytes()) > maxBody {
-		o.invalid(at+".body", "the body is over 1 MiB", "serve it by a program")
+		o.Invalid(at+".body", "the body is over 1 MiB", "serve it by a program")
 	}
 }
 
@@ -67,16 +69,16 @@ func (o *object) rewrite(at string, r *networking.HTTPRoute) {
 		return
 	}
 	if len(r.Route) == 0 {
-		o.reject(at, ReasonConflict, "stands beside no route", "remove it")
+		o.Reject(at, written.ReasonConflict, "stands beside no route", "remove it")
 	}
 	if w.UriRegexRewrite != nil {
-		o.checkRegex(at+".uriRegexRewrite.match", w.UriRegexRewrite.Match)
+		o.CheckRegex(at+".uriRegexRewrite.match", w.UriRegexRewrite.Match)
 		if w.Uri != "" {
-			o.reject(at+".uri", ReasonConflict, "stands beside uriRegexRewrite", "keep one of the two")
+			o.Reject(at+".uri", written.ReasonConflict, "stands beside uriRegexRewrite", "keep one of the two")
 		}
 	}
 	if w.Uri == "" && w.Authority == "" && w.UriRegexRewrite == nil {
-		o.reject(at, ReasonMissing, "changes neither path nor host", "add uri, uriRegexRewrite or authority")
+		o.Reject(at, written.ReasonMissing, "changes neither path nor host", "add uri, uriRegexRewrite or authority")
 	}
 }
 
@@ -85,10 +87,10 @@ func (o *object) retries(at string, r *networking.HTTPRetry) {
 		return
 	}
 	if r.Attempts < 0 {
-		o.invalid(at+".attempts", fmt.Sprintf("%d is not a number of attempts", r.Attempts), "write 0 or more")
+		o.Invalid(at+".attempts", fmt.Sprintf("%d is not a number of attempts", r.Attempts), "write 0 or more")
 	}
 	if r.Attempts == 0 && (r.PerTryTimeout != nil || r.RetryOn != "") {
-		o.reject(at+".attempts", ReasonConflict, "nothing is retried, yet perTryTimeout or retryOn is given", "write attempts above 0 or remove the others")
+		o.Reject(at+".attempts", written.ReasonConflict, "nothing is retried, yet perTryTimeout or retryOn is given", "write attempts above 0 or remove the others")
 	}
 	o.checkDuration(at+".perTryTimeout", r.PerTryTimeout, 0)
 	o.checkDuration(at+".backoff", r.Backoff, time.Millisecond)
@@ -97,7 +99,7 @@ func (o *object) retries(at string, r *networking.HTTPRetry) {
 			continue
 		}
 		if code, err := strconv.Atoi(on); err != nil || code < 100 || code > 599 {
-			o.invalid(at+".retryOn", show(on)+" is not a condition", "write Envoy's conditions or status codes with commas between them")
+			o.Invalid(at+".retryOn", written.Show(on)+" is not a condition", "write Envoy's conditions or status codes with commas between them")
 		}
 	}
 }
@@ -120,33 +122,33 @@ func (o *object) fault(at string, f *networking.HTTPFaultInjection) {
 			}
 			d.Percent = 0
 		}
-		o.checkPercent(at+".delay.percentage", d.Percentage.GetValue())
+		o.CheckPercent(at+".delay.percentage", d.Percentage.GetValue())
 		switch t := d.HttpDelayType.(type) {
 		case *networking.HTTPFaultInjection_Delay_FixedDelay:
 			o.checkDuration(at+".delay.fixedDelay", t.FixedDelay, time.Millisecond)
 		case *networking.HTTPFaultInjection_Delay_ExponentialDelay:
-			o.unsupported(at+".delay.exponentialDelay", "there is no delay")
+			o.Unsupported(at+".delay.exponentialDelay", "there is no delay")
 			f.Delay = nil
 		default:
-			o.reject(at+".delay.fixedDelay", ReasonMissing, "the delay is missing", "write one")
+			o.Reject(at+".delay.fixedDelay", written.ReasonMissing, "the delay is missing", "write one")
 		}
 	}
 	if a := f.Abort; a != nil {
-		o.checkPercent(at+".abort.percentage", a.Percentage.GetValue())
+		o.CheckPercent(at+".abort.percentage", a.Percentage.GetValue())
 		switch t := a.ErrorType.(type) {
 		case *networking.HTTPFaultInjection_Abort_HttpStatus:
 			if t.HttpStatus < 200 || t.HttpStatus > 599 {
-				o.invalid(at+".abort.httpStatus", fmt.Sprintf("%d is not a status", t.HttpStatus), "write a number from 200 to 599")
+				o.Invalid(at+".abort.httpStatus", fmt.Sprintf("%d is not a status", t.HttpStatus), "write a number from 200 to 599")
 			}
 		case *networking.HTTPFaultInjection_Abort_GrpcStatus:
 			if !slices.Contains(grpcCodes(), t.GrpcStatus) {
-				o.invalid(at+".abort.grpcStatus", show(t.GrpcStatus)+" is not a gRPC status", `write its name, for example "UNAVAILABLE"`)
+				o.Invalid(at+".abort.grpcStatus", written.Show(t.GrpcStatus)+" is not a gRPC status", `write its name, for example "UNAVAILABLE"`)
 			}
 		case *networking.HTTPFaultInjection_Abort_Http2Error:
-			o.unsupported(at+".abort.http2Error", "nothing is aborted")
+			o.Unsupported(at+".abort.http2Error", "nothing is aborted")
 			f.Abort = nil
 		default:
-			o.reject(at+".abort.httpStatus", ReasonMissing, "the status is missing", "write one")
+			o.Reject(at+".abort.httpStatus", written.ReasonMissing, "the status is missing", "write one")
 		}
 	}
 }
@@ -165,16 +167,16 @@ func (o *object) mirror(at string, r *networking.HTTPRoute) {
 	for i, m := range r.Mirrors {
 		to := fmt.Sprintf("%s.mirrors[%d]", at, i)
 		o.destination(to+".destination", m.GetDestination())
-		o.checkPercent(to+".percentage.value", m.GetPercentage().GetValue())
+		o.CheckPercent(to+".percentage.value", m.GetPercentage().GetValue())
 	}
 	switch {
 	case r.Mirror != nil && len(r.Mirrors) > 0:
-		o.reject(at+".mirrors", ReasonConflict, "stands beside mirror", "keep one of the two")
+		o.Reject(at+".mirrors", written.ReasonConflict, "stands beside mirror", "keep one of the two")
 	case r.Mirror != nil:
 		o.destination(at+".mirror", r.Mirror)
-		o.checkPercent(at+".mirrorPercentage.value", r.MirrorPercentage.GetValue())
+		o.CheckPercent(at+".mirrorPercentage.value", r.MirrorPercentage.GetValue())
 	case r.MirrorPercentage != nil:
-		o.reject(at+".mirror", ReasonMissing, "there is a percentage and no mirror", "name a destination")
+		o.Reject(at+".mirror", written.ReasonMissing, "there is a percentage and no mirror", "name a destination")
 	}
 }
 
@@ -191,21 +193,21 @@ func (o *object) cors(at string, c *networking.CorsPolicy) {
 	}
 	c.AllowOrigin = nil
 	for i, m := range c.AllowOrigins {
-		o.checkMatch(fmt.Sprintf("%s.allowOrigins[%d]", at, i), m, false)
+		o.CheckMatch(fmt.Sprintf("%s.allowOrigins[%d]", at, i), m, false)
 	}
 	for i, m := range c.AllowMethods {
 		if m != "*" {
-			o.checkHeader(fmt.Sprintf("%s.allowMethods[%d]", at, i), m)
+			o.CheckHeader(fmt.Sprintf("%s.allowMethods[%d]", at, i), m)
 		}
 	}
 	for i, h := range c.AllowHeaders {
 		if h != "*" {
-			o.checkHeader(fmt.Sprintf("%s.allowHeaders[%d]", at, i), h)
+			o.CheckHeader(fmt.Sprintf("%s.allowHeaders[%d]", at, i), h)
 		}
 	}
 	for i, h := range c.ExposeHeaders {
 		if h != "*" {
-			o.checkHeader(fmt.Sprintf("%s.exposeHeaders[%d]", at, i), h)
+			o.CheckHeader(fmt.Sprintf("%s.exposeHeaders[%d]", at, i), h)
 		}
 	}
 	o.checkDuration(at+".maxAge", c.MaxAge, 0)

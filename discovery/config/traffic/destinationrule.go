@@ -1,6 +1,6 @@
 //lint:file-ignore SA1019 Folders still hold the older fields and kinds; they are converted here.
 
-package config
+package traffic
 
 import (
 	"fmt"
@@ -10,41 +10,45 @@ import (
 	networking "istio.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-func (o *object) destinationRule() {
+// DestinationRule decodes the object; nil when something is wrong with it.
+func DestinationRule(w *written.Object) *mesh.DestinationRule {
+	o := &object{w}
 	spec := &networking.DestinationRule{}
-	if _, ok := o.spec(spec); !ok {
-		return
+	if _, ok := o.Spec(spec); !ok {
+		return nil
 	}
-	spec.Host = o.host(spec.Host)
-	o.checkHost("spec.host", spec.Host)
-	spec.ExportTo = o.visibility("spec.exportTo", spec.ExportTo)
+	spec.Host = o.Host(spec.Host)
+	o.CheckHost("spec.host", spec.Host)
+	spec.ExportTo = o.Visibility("spec.exportTo", spec.ExportTo)
 	o.trafficPolicy("spec.trafficPolicy", spec.TrafficPolicy)
 	names := map[string]bool{}
 	for i, s := range spec.Subsets {
 		at := fmt.Sprintf("spec.subsets[%d]", i)
 		if s.GetName() == "" {
-			o.reject(at+".name", ReasonMissing, "the subset has no name", "give it one")
+			o.Reject(at+".name", written.ReasonMissing, "the subset has no name", "give it one")
 			continue
 		}
 		o.checkSubset(at+".name", s.Name)
 		if names[s.Name] {
-			o.reject(at+".name", ReasonDuplicate, "two subsets are named "+show(s.Name), "rename or remove one")
+			o.Reject(at+".name", written.ReasonDuplicate, "two subsets are named "+written.Show(s.Name), "rename or remove one")
 		}
 		names[s.Name] = true
 		o.trafficPolicy(at+".trafficPolicy", s.TrafficPolicy)
 	}
-	if !o.failed {
-		o.d.in.DestinationRules = append(o.d.in.DestinationRules, &mesh.DestinationRule{Object: o.ref, Spec: spec})
+	if o.Failed {
+		return nil
 	}
+	return &mesh.DestinationRule{Object: o.Ref, Spec: spec}
 }
 
 // checkSubset refuses what is no subset name; it stands in cluster names and server names.
 func (o *object) checkSubset(at, name string) {
 	if e := validation.IsDNS1123Label(name); len(e) > 0 {
-		o.invalid(at, show(name)+" is not the name of a subset", rule(e))
+		o.Invalid(at, written.Show(name)+" is not the name of a subset", written.Rule(e))
 	}
 }
 
@@ -65,23 +69,23 @@ func (o *object) trafficPolicy(at string, p *networking.TrafficPolicy) {
 	for i, s := range p.PortLevelSettings {
 		to := fmt.Sprintf("%s.portLevelSettings[%d]", at, i)
 		n := s.GetPort().GetNumber()
-		o.checkPort(to+".port.number", int64(n))
+		o.CheckPort(to+".port.number", int64(n))
 		if seen[n] {
-			o.reject(to+".port.number", ReasonDuplicate, fmt.Sprintf("port %d has settings twice", n), "merge the two")
+			o.Reject(to+".port.number", written.ReasonDuplicate, fmt.Sprintf("port %d has settings twice", n), "merge the two")
 		}
 		seen[n] = true
 		o.settings(to, s)
 	}
 	if t := p.Tunnel; t != nil {
 		if t.Protocol != "" && !strings.EqualFold(t.Protocol, "CONNECT") && !strings.EqualFold(t.Protocol, "POST") {
-			o.invalid(at+".tunnel.protocol", show(t.Protocol)+" is not a method", "write CONNECT or POST")
+			o.Invalid(at+".tunnel.protocol", written.Show(t.Protocol)+" is not a method", "write CONNECT or POST")
 		}
 		t.TargetHost = strings.ToLower(t.TargetHost)
-		o.checkHost(at+".tunnel.targetHost", t.TargetHost)
-		o.checkPort(at+".tunnel.targetPort", int64(t.TargetPort))
+		o.CheckHost(at+".tunnel.targetHost", t.TargetHost)
+		o.CheckPort(at+".tunnel.targetPort", int64(t.TargetPort))
 	}
 	if b := p.RetryBudget; b != nil {
-		o.checkPercent(at+".retryBudget.percent", b.GetPercent().GetValue())
+		o.CheckPercent(at+".retryBudget.percent", b.GetPercent().GetValue())
 		o.checkDuration(at+".retryBudget.budgetInterval", b.GetBudgetInterval(), 0)
 	}
 }
@@ -92,7 +96,7 @@ func (o *object) settings(at string, p policy) {
 	o.outlierDetection(at+".outlierDetection", p.GetOutlierDetection())
 	t := p.GetTls()
 	if t.GetMode() == networking.ClientTLSSettings_MUTUAL && t.GetCredentialName() == "" && (t.GetClientCertificate() == "" || t.GetPrivateKey() == "") {
-		o.reject(at+".tls", ReasonMissing, "mode MUTUAL needs clientCertificate and privateKey", "name their files")
+		o.Reject(at+".tls", written.ReasonMissing, "mode MUTUAL needs clientCertificate and privateKey", "name their files")
 	}
 }
 
@@ -115,7 +119,7 @@ func (o *object) loadBalancer(at string, lb *networking.LoadBalancerSettings) {
 	}
 	o.localityLb(at+".localityLbSetting", lb.LocalityLbSetting)
 	if lb.ZoneAwareLbSetting != nil {
-		o.unsupported(at+".zoneAwareLbSetting", "endpoints of all zones are used alike")
+		o.Unsupported(at+".zoneAwareLbSetting", "endpoints of all zones are used alike")
 	}
 	if d := lb.WarmupDurationSecs; d != nil { // the older field
 		if lb.Warmup == nil {
@@ -133,14 +137,14 @@ func (o *object) warmup(at string, lb *networking.LoadBalancerSettings) {
 	}
 	o.checkDuration(at+".warmup.duration", w.Duration, 1e9)
 	if w.Duration == nil {
-		o.reject(at+".warmup.duration", ReasonMissing, "the duration is missing", "write one")
+		o.Reject(at+".warmup.duration", written.ReasonMissing, "the duration is missing", "write one")
 	}
-	o.checkPercent(at+".warmup.minimumPercent", w.GetMinimumPercent().GetValue())
+	o.CheckPercent(at+".warmup.minimumPercent", w.GetMinimumPercent().GetValue())
 	if a := w.GetAggression(); a != nil && a.GetValue() < 1 {
-		o.invalid(at+".warmup.aggression", fmt.Sprintf("%v is less than 1", a.GetValue()), "write 1 or more")
+		o.Invalid(at+".warmup.aggression", fmt.Sprintf("%v is less than 1", a.GetValue()), "write 1 or more")
 	}
 	if s := lb.GetSimple(); lb.GetConsistentHash() != nil || s == networking.LoadBalancerSettings_RANDOM || s == networking.LoadBalancerSettings_PASSTHROUGH {
-		o.unsupported(at+".warmup", "only ROUND_ROBIN and LEAST_REQUEST warm up")
+		o.Unsupported(at+".warmup", "only ROUND_ROBIN and LEAST_REQUEST warm up")
 		lb.Warmup = nil
 	}
 }
@@ -148,7 +152,7 @@ func (o *object) warmup(at string, lb *networking.LoadBalancerSettings) {
 // localityLb checks the shares and the order of localities.
 func (o *object) localityLb(at string, s *networking.LocalityLoadBalancerSetting) {
 	if len(s.GetDistribute()) > 0 && (len(s.GetFailover()) > 0 || len(s.GetFailoverPriority()) > 0) {
-		o.reject(at, ReasonConflict, "distribute stands beside failover", "keep one of the two")
+		o.Reject(at, written.ReasonConflict, "distribute stands beside failover", "keep one of the two")
 	}
 	for i, d := range s.GetDistribute() {
 		total := uint32(0)
@@ -156,12 +160,12 @@ func (o *object) localityLb(at string, s *networking.LocalityLoadBalancerSetting
 			total += n
 		}
 		if total != 100 {
-			o.invalid(fmt.Sprintf("%s.distribute[%d].to", at, i), fmt.Sprintf("the shares add up to %d", total), "make them 100")
+			o.Invalid(fmt.Sprintf("%s.distribute[%d].to", at, i), fmt.Sprintf("the shares add up to %d", total), "make them 100")
 		}
 	}
 	for i, f := range s.GetFailover() {
 		if f.GetFrom() == f.GetTo() {
-			o.invalid(fmt.Sprintf("%s.failover[%d]", at, i), show(f.GetFrom())+" is to stand in for itself", "name another region")
+			o.Invalid(fmt.Sprintf("%s.failover[%d]", at, i), written.Show(f.GetFrom())+" is to stand in for itself", "name another region")
 		}
 	}
 }
@@ -169,28 +173,28 @@ func (o *object) localityLb(at string, s *networking.LocalityLoadBalancerSetting
 func (o *object) hash(at string, h *networking.LoadBalancerSettings_ConsistentHashLB) {
 	switch k := h.HashKey.(type) {
 	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpHeaderName:
-		o.checkHeader(at+".httpHeaderName", k.HttpHeaderName)
+		o.CheckHeader(at+".httpHeaderName", k.HttpHeaderName)
 	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpCookie:
 		if k.HttpCookie.GetName() == "" {
-			o.reject(at+".httpCookie.name", ReasonMissing, "the cookie has no name", "name it")
+			o.Reject(at+".httpCookie.name", written.ReasonMissing, "the cookie has no name", "name it")
 		}
 		o.checkDuration(at+".httpCookie.ttl", k.HttpCookie.GetTtl(), 0)
 	case *networking.LoadBalancerSettings_ConsistentHashLB_HttpQueryParameterName:
 		if k.HttpQueryParameterName == "" {
-			o.reject(at+".httpQueryParameterName", ReasonMissing, "the parameter has no name", "name it")
+			o.Reject(at+".httpQueryParameterName", written.ReasonMissing, "the parameter has no name", "name it")
 		}
 	case nil:
-		o.reject(at, ReasonMissing, "says not what to hash", "add httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName")
+		o.Reject(at, written.ReasonMissing, "says not what to hash", "add httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName")
 	}
 	const largestRing = 8 << 20 // Envoy's
 	if n := h.GetRingHash().GetMinimumRingSize(); n > largestRing {
-		o.invalid(at+".ringHash.minimumRingSize", fmt.Sprintf("%d is too large", n), fmt.Sprintf("write at most %d", largestRing))
+		o.Invalid(at+".ringHash.minimumRingSize", fmt.Sprintf("%d is too large", n), fmt.Sprintf("write at most %d", largestRing))
 	}
 	const largestTable = 5000011 // Envoy's
 	if n := h.GetMaglev().GetTableSize(); n > largestTable {
-		o.invalid(at+".maglev.tableSize", fmt.Sprintf("%d is too large", n), fmt.Sprintf("write a prime of at most %d", largestTable))
+		o.Invalid(at+".maglev.tableSize", fmt.Sprintf("%d is too large", n), fmt.Sprintf("write a prime of at most %d", largestTable))
 	} else if n != 0 && !isPrime(n) {
-		o.invalid(at+".maglev.tableSize", fmt.Sprintf("%d is not a prime", n), "write a prime, for example 65537")
+		o.Invalid(at+".maglev.tableSize", fmt.Sprintf("%d is not a prime", n), "write a prime, for example 65537")
 	}
 }
 
@@ -209,7 +213,7 @@ func (o *object) connectionPool(at string, c *networking.ConnectionPoolSettings)
 	}
 	count := func(field string, n int32) {
 		if n < 0 {
-			o.invalid(at+field, fmt.Sprintf("%d is negative", n), "write 0 for the default, or more")
+			o.Invalid(at+field, fmt.Sprintf("%d is negative", n), "write 0 for the default, or more")
 		}
 	}
 	t, h := c.GetTcp(), c.GetHttp()
@@ -235,7 +239,7 @@ func (o *object) outlierDetection(at string, d *networking.OutlierDetection) {
 	}
 	if n := d.ConsecutiveErrors; n != 0 { // the older field
 		if n < 0 {
-			o.invalid(at+".consecutiveErrors", fmt.Sprintf("%d is negative", n), "write 0 or more")
+			o.Invalid(at+".consecutiveErrors", fmt.Sprintf("%d is negative", n), "write 0 or more")
 		} else if d.ConsecutiveGatewayErrors == nil {
 			d.ConsecutiveGatewayErrors = wrapperspb.UInt32(uint32(n))
 		}
@@ -243,11 +247,11 @@ func (o *object) outlierDetection(at string, d *networking.OutlierDetection) {
 	}
 	o.checkDuration(at+".interval", d.Interval, 1e6)
 	o.checkDuration(at+".baseEjectionTime", d.BaseEjectionTime, 1e6)
-	o.checkPercent(at+".maxEjectionPercent", float64(d.MaxEjectionPercent))
-	o.checkPercent(at+".minHealthPercent", float64(d.MinHealthPercent))
+	o.CheckPercent(at+".maxEjectionPercent", float64(d.MaxEjectionPercent))
+	o.CheckPercent(at+".minHealthPercent", float64(d.MinHealthPercent))
 	for i, code := range d.OutlierDetectionHttpErrorCodes {
 		if code < 100 || code > 599 {
-			o.invalid(fmt.Sprintf("%s.outlierDetectionHttpErrorCodes[%d]", at, i), fmt.Sprintf("%d is not a status", code), "write a number from 100 to 599")
+			o.Invalid(fmt.Sprintf("%s.outlierDetectionHttpErrorCodes[%d]", at, i), fmt.Sprintf("%d is not a status", code), "write a number from 100 to 599")
 		}
 	}
 }

@@ -1,4 +1,5 @@
-package config
+// Package refs checks objects that are right by themselves against each other.
+package refs
 
 import (
 	"fmt"
@@ -8,12 +9,13 @@ import (
 
 	networking "istio.io/api/networking/v1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// CheckReferences finds what is wrong between objects that are right by themselves: hosts, subsets, ports and gateways
+// Check finds what is wrong between objects that are right by themselves: hosts, subsets, ports and gateways
 // that are named and not there, things that two objects claim, and rules that have no effect where they apply. It is pure; equal snapshots give equal Problems.
-func CheckReferences(snap *mesh.Snapshot) []mesh.Problem {
+func Check(snap *mesh.Snapshot) []mesh.Problem {
 	c := &checker{snap: snap, subsets: map[string][]*mesh.DestinationRule{}, gateways: map[string]bool{}}
 	for _, s := range snap.Services {
 		if strings.HasPrefix(s.Host, "*") {
@@ -46,7 +48,10 @@ func CheckReferences(snap *mesh.Snapshot) []mesh.Problem {
 	return c.problems
 }
 
-// checker is one run of CheckReferences.
+// meshGateway stands for all sidecars in a list of gateways.
+const meshGateway = "mesh"
+
+// checker is one run of Check.
 type checker struct {
 	snap      *mesh.Snapshot
 	wild      []*mesh.Service // wildcard hosts
@@ -60,19 +65,13 @@ func (c *checker) add(object mesh.ObjectRef, field, reason, message, remedy stri
 	c.problems = append(c.problems, mesh.Problem{Object: object, Field: field, Reason: reason, Message: message, Remedy: remedy})
 }
 
-// covers reports whether host is pattern or lies below the wildcard pattern.
-func covers(pattern, host string) bool {
-	suffix, wild := strings.CutPrefix(pattern, "*")
-	return pattern == host || wild && strings.HasSuffix(strings.TrimPrefix(host, "*"), suffix)
-}
-
 // service returns the service that answers for host, or nil.
 func (c *checker) service(host string) *mesh.Service {
 	if s := c.snap.Service(host); s != nil {
 		return s
 	}
 	for _, s := range c.wild {
-		if covers(s.Host, host) {
+		if written.Covers(s.Host, host) {
 			return s
 		}
 	}
@@ -111,7 +110,7 @@ func (c *checker) virtualService(vs *mesh.VirtualService) {
 func (c *checker) gatewayNames(object mesh.ObjectRef, field string, names []string) {
 	for i, g := range names {
 		if g != meshGateway && !c.gateways[g] {
-			c.add(object, fmt.Sprintf("%s[%d]", field, i), ReasonUnknownGateway, "there is no Gateway "+g, "create it or correct the name")
+			c.add(object, fmt.Sprintf("%s[%d]", field, i), written.ReasonUnknownGateway, "there is no Gateway "+g, "create it or correct the name")
 		}
 	}
 }
@@ -121,11 +120,11 @@ func (c *checker) destination(object mesh.ObjectRef, at string, d *networking.De
 	host := d.GetHost()
 	s := c.service(host)
 	if s == nil {
-		c.add(object, at+".host", ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
+		c.add(object, at+".host", written.ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
 		return
 	}
 	if subset := d.GetSubset(); subset != "" && !c.defined(host, subset) {
-		c.add(object, at+".subset", ReasonUnknownSubset, "no DestinationRule of "+host+" defines the subset "+subset, "define it in a DestinationRule of that host")
+		c.add(object, at+".subset", written.ReasonUnknownSubset, "no DestinationRule of "+host+" defines the subset "+subset, "define it in a DestinationRule of that host")
 	}
 	if n := d.GetPort().GetNumber(); n != 0 {
 		c.port(object, at+".port.number", s, n)
@@ -155,7 +154,7 @@ func (c *checker) port(object mesh.ObjectRef, field string, s *mesh.Service, n u
 	if len(have) > 0 {
 		remedy = "it has " + strings.Join(have, ", ")
 	}
-	c.add(object, field, ReasonUnknownPort, fmt.Sprintf("%s has no port %d", s.Host, n), remedy)
+	c.add(object, field, written.ReasonUnknownPort, fmt.Sprintf("%s has no port %d", s.Host, n), remedy)
 }
 
 // defined reports whether any DestinationRule of the host defines the subset.
@@ -164,7 +163,7 @@ func (c *checker) defined(host, subset string) bool {
 		return slices.ContainsFunc(d.Spec.GetSubsets(), func(s *networking.Subset) bool { return s.GetName() == subset })
 	}
 	return slices.ContainsFunc(c.subsets[host], has) ||
-		slices.ContainsFunc(c.wildRules, func(d *mesh.DestinationRule) bool { return covers(d.Spec.GetHost(), host) && has(d) })
+		slices.ContainsFunc(c.wildRules, func(d *mesh.DestinationRule) bool { return written.Covers(d.Spec.GetHost(), host) && has(d) })
 }
 
 func (c *checker) destinationRule(d *mesh.DestinationRule) {
@@ -174,7 +173,7 @@ func (c *checker) destinationRule(d *mesh.DestinationRule) {
 	}
 	s := c.service(host)
 	if s == nil {
-		c.add(d.Object, "spec.host", ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
+		c.add(d.Object, "spec.host", written.ReasonUnknownHost, "no service has the host "+host, c.hostRemedy(host))
 		return
 	}
 	check := func(at string, p *networking.TrafficPolicy) {
@@ -213,7 +212,7 @@ func (c *checker) hosts(vs *mesh.VirtualService, routed map[claim]mesh.ObjectRef
 				if !taken {
 					routed[claim{host, g, l}] = vs.Object
 				} else if first != vs.Object {
-					c.add(vs.Object, fmt.Sprintf("spec.hosts[%d]", i), ReasonConflictHosts,
+					c.add(vs.Object, fmt.Sprintf("spec.hosts[%d]", i), written.ReasonConflictHosts,
 						fmt.Sprintf("%s already has %s routes for %s at gateway %s, which are used", first, l, host, g), "merge the two VirtualServices")
 				}
 			}
@@ -238,7 +237,7 @@ func (c *checker) addresses() {
 			if s.Object.Kind == "Service" {
 				field = "spec.clusterIPs"
 			}
-			c.add(s.Object, field, ReasonAddressInUse, fmt.Sprintf("the address %s of %s is that of %s (%s) too", a, s.Host, first.Host, first.Object), "give one of the two another address, or none")
+			c.add(s.Object, field, written.ReasonAddressInUse, fmt.Sprintf("the address %s of %s is that of %s (%s) too", a, s.Host, first.Host, first.Object), "give one of the two another address, or none")
 		}
 	}
 }

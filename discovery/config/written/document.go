@@ -1,4 +1,4 @@
-package config
+package written
 
 import (
 	"bytes"
@@ -12,25 +12,25 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// document is one YAML document of a file.
-type document struct {
-	text  []byte
+// Document is one YAML document of a file.
+type Document struct {
+	Text  []byte
 	first int // line of the file at which text begins
-	line  int // line of the file at which its content begins
+	Line  int // line of the file at which its content begins
 
 	root   *yamlv3.Node // parsed when a line is asked for
 	parsed bool
 }
 
-// split cuts a file at its document markers, which YAML allows nowhere else at the begin of a line (YAML 1.2.2,
+// Split cuts a file at its document markers, which YAML allows nowhere else at the begin of a line (YAML 1.2.2,
 // section 9.1.2). Documents without content are left out.
-func split(data []byte) []*document {
+func Split(data []byte) []*Document {
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
-	var out []*document
+	var out []*Document
 	begin, first, content := 0, 1, 0
 	flush := func(end int) {
 		if content > 0 {
-			out = append(out, &document{text: data[begin:end], first: first, line: content})
+			out = append(out, &Document{Text: data[begin:end], first: first, Line: content})
 		}
 	}
 	for pos, line := 0, 1; pos < len(data); line++ {
@@ -61,18 +61,18 @@ func isMarker(line []byte, marker string) bool {
 	return ok && (len(rest) == 0 || strings.IndexByte(" \t\r\n", rest[0]) >= 0)
 }
 
-// json returns the document as JSON. If it does not parse, line is where.
-func (d *document) json() (raw []byte, line int, err error) {
-	raw, err = yaml.YAMLToJSONStrict(d.text)
+// JSON returns the document as JSON. If it does not parse, line is where.
+func (d *Document) JSON() (raw []byte, line int, err error) {
+	raw, err = yaml.YAMLToJSONStrict(d.Text)
 	if err == nil {
-		return raw, d.line, nil
+		return raw, d.Line, nil
 	}
 	text, line := d.absolute(err.Error())
 	return nil, line, errors.New(text)
 }
 
 // absolute rewrites the line numbers in a parser's message to lines of the file, and returns the first of them.
-func (d *document) absolute(message string) (string, int) {
+func (d *Document) absolute(message string) (string, int) {
 	message = strings.TrimPrefix(message, "error converting YAML to JSON: ")
 	message = strings.TrimPrefix(message, "yaml: ")
 	message = strings.TrimPrefix(message, "unmarshal errors:\n")
@@ -86,18 +86,18 @@ func (d *document) absolute(message string) (string, int) {
 		return "line " + strconv.Itoa(n)
 	})
 	if at == 0 {
-		at = d.line
+		at = d.Line
 	}
-	return clip(strings.Join(strings.Fields(message), " "), 300), at
+	return Clip(strings.Join(strings.Fields(message), " "), 300), at
 }
 
-// lineOf returns the line of the file at which the value with that path begins, or the deepest part of the path that
+// LineOf returns the line of the file at which the value with that path begins, or the deepest part of the path that
 // the document has; 0 if there is none.
-func (d *document) lineOf(path string) int {
+func (d *Document) LineOf(path string) int {
 	if !d.parsed {
 		d.parsed = true
 		var n yamlv3.Node
-		if yamlv3.Unmarshal(d.text, &n) == nil && len(n.Content) > 0 {
+		if yamlv3.Unmarshal(d.Text, &n) == nil && len(n.Content) > 0 {
 			d.root = n.Content[0]
 		}
 	}
@@ -163,9 +163,9 @@ func steps(path string) []string {
 	return out
 }
 
-// oneLine makes a name fit to be printed: a wrong one may hold anything.
-func oneLine(s string) string {
-	return clip(strings.Map(func(r rune) rune {
+// OneLine makes a name fit to be printed: a wrong one may hold anything.
+func OneLine(s string) string {
+	return Clip(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return '?'
 		}
@@ -173,8 +173,8 @@ func oneLine(s string) string {
 	}, s), 300)
 }
 
-// clip shortens what is said about users' text.
-func clip(s string, n int) string {
+// Clip shortens what is said about users' text.
+func Clip(s string, n int) string {
 	if len(s) > n {
 		return strings.ToValidUTF8(s[:n], "") + "..."
 	}

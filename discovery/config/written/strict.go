@@ -1,4 +1,4 @@
-package config
+package written
 
 import (
 	"bytes"
@@ -21,19 +21,19 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// into decodes the object into a Kubernetes type, refusing fields it does not have.
-func (o *object) into(v any) bool {
-	if o.typed != nil {
-		reflect.ValueOf(v).Elem().Set(reflect.ValueOf(o.typed).Elem())
+// Into decodes the object into a Kubernetes type, refusing fields it does not have.
+func (o *Object) Into(v any) bool {
+	if o.Typed != nil {
+		reflect.ValueOf(v).Elem().Set(reflect.ValueOf(o.Typed).Elem())
 		return true
 	}
-	strict, err := kjson.UnmarshalStrict(o.raw, v)
+	strict, err := kjson.UnmarshalStrict(o.Raw, v)
 	if err != nil {
 		field := ""
 		if t := (*json.UnmarshalTypeError)(nil); errors.As(err, &t) {
-			field = pathAt(o.raw, int(t.Offset))
+			field = pathAt(o.Raw, int(t.Offset))
 		}
-		o.invalid(field, typeMessage(err), "give the field a value of its type")
+		o.Invalid(field, TypeMessage(err), "give the field a value of its type")
 		return false
 	}
 	for _, e := range strict {
@@ -41,66 +41,67 @@ func (o *object) into(v any) bool {
 		if f := kjson.FieldError(nil); errors.As(e, &f) {
 			path = f.FieldPath()
 		}
-		o.unknownField(path, nil)
+		o.UnknownField(path, nil)
 	}
-	return !o.failed
+	return !o.Failed
 }
 
-// typeMessage shortens what encoding/json says about a value of the wrong type.
-func typeMessage(err error) string {
+// TypeMessage shortens what encoding/json says about a value of the wrong type.
+func TypeMessage(err error) string {
 	if t := (*json.UnmarshalTypeError)(nil); errors.As(err, &t) {
 		return fmt.Sprintf("a %s stands where a %s must", t.Value, t.Type.Kind())
 	}
-	return clip(err.Error(), 200)
+	return Clip(err.Error(), 200)
 }
 
-func (o *object) unknownField(path string, fields []string) {
-	_, name, _ := cutLast("."+path, ".")
+// UnknownField rejects a field that the kind does not have; fields are those it has, to guess what was meant.
+func (o *Object) UnknownField(path string, fields []string) {
+	_, name, _ := CutLast("."+path, ".")
 	remedy := "correct the spelling or remove the field"
-	if near := closest(name, fields); near != "" {
+	if near := Closest(name, fields); near != "" {
 		remedy = "did you mean " + near + "?"
 	}
-	o.reject(path, ReasonUnknownField, "unknown field "+show(name), remedy)
+	o.Reject(path, ReasonUnknownField, "unknown field "+Show(name), remedy)
 }
 
-// envelope is an Istio object whose spec is decoded by itself.
-type envelope struct {
+// Envelope is an Istio object whose spec is decoded by itself.
+type Envelope struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 	Spec              json.RawMessage `json:"spec,omitempty"`
 	Status            json.RawMessage `json:"status,omitempty"`
 }
 
-// spec decodes the object's metadata and its spec, by the rules of protobuf's JSON but for durations, which may be
+// Spec decodes the object's metadata and its spec, by the rules of protobuf's JSON but for durations, which may be
 // written as Go's ("1m30s"), and refusing fields that the message does not have.
-func (o *object) spec(m proto.Message) (status []byte, ok bool) {
-	var e envelope
-	if !o.into(&e) {
+func (o *Object) Spec(m proto.Message) (status []byte, ok bool) {
+	var e Envelope
+	if !o.Into(&e) {
 		return nil, false
 	}
-	o.meta = e.ObjectMeta
+	o.Meta = e.ObjectMeta
 	if len(e.Spec) == 0 || string(e.Spec) == "null" {
-		o.reject("spec", ReasonMissing, "the object has no spec", "write one")
+		o.Reject("spec", ReasonMissing, "the object has no spec", "write one")
 		return nil, false
 	}
-	return e.Status, o.message("spec", e.Spec, nil, m)
+	return e.Status, o.Message("spec", e.Spec, nil, m)
 }
 
-// message decodes JSON that stands at the path into m. What it does not say is as in defaults, which may be nil.
-func (o *object) message(path string, raw []byte, defaults map[string]any, m proto.Message) bool {
+// Message decodes JSON that stands at the path into m. What it does not say is as in defaults, which may be nil.
+func (o *Object) Message(path string, raw []byte, defaults map[string]any, m proto.Message) bool {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	var v any
 	if err := dec.Decode(&v); err != nil {
-		o.invalid(path, clip(err.Error(), 200), "correct it")
+		o.Invalid(path, Clip(err.Error(), 200), "correct it")
 		return false
 	}
 	v = o.strict(path, v, m.ProtoReflect().Descriptor())
-	if o.failed {
+	if o.Failed {
 		return false
 	}
 	if said, ok := v.(map[string]any); ok && defaults != nil {
-		v = overlay(defaults, said)
+		v = Overlay(defaults, said)
 	}
 	raw, err := json.Marshal(v)
 	if err == nil {
@@ -108,19 +109,19 @@ func (o *object) message(path string, raw []byte, defaults map[string]any, m pro
 	}
 	if err != nil {
 		field, message := protoError(path, raw, err)
-		o.invalid(field, message, "give the field a value of its type")
+		o.Invalid(field, message, "give the field a value of its type")
 		return false
 	}
 	return true
 }
 
-// overlay returns base with what over says instead; maps in it are joined, lists replaced.
-func overlay(base, over map[string]any) map[string]any {
+// Overlay returns base with what over says instead; maps in it are joined, lists replaced.
+func Overlay(base, over map[string]any) map[string]any {
 	out := maps.Clone(base)
 	for k, v := range over {
 		under, nested := out[k].(map[string]any)
 		if on, ok := v.(map[string]any); ok && nested {
-			v = overlay(under, on)
+			v = Overlay(under, on)
 		}
 		out[k] = v
 	}
@@ -128,7 +129,7 @@ func overlay(base, over map[string]any) map[string]any {
 }
 
 // strict finds the fields in v that the message does not have and writes durations as protobuf wants them.
-func (o *object) strict(path string, v any, md protoreflect.MessageDescriptor) any {
+func (o *Object) strict(path string, v any, md protoreflect.MessageDescriptor) any {
 	if md.FullName() == "google.protobuf.Duration" {
 		return o.duration(path, v)
 	}
@@ -143,11 +144,11 @@ func (o *object) strict(path string, v any, md protoreflect.MessageDescriptor) a
 		}
 		at := path + "." + key
 		switch {
-		case fd == nil && o.lenient:
-			o.note(at, ReasonUnknownField, "unknown field "+show(key)+": it has no effect", "remove it so that nobody relies on it")
+		case fd == nil && o.Lenient:
+			o.Note(at, ReasonUnknownField, "unknown field "+Show(key)+": it has no effect", "remove it so that nobody relies on it")
 			delete(fields, key)
 		case fd == nil:
-			o.unknownField(at, fieldNames(md))
+			o.UnknownField(at, fieldNames(md))
 		case fd.IsMap():
 			entries, _ := fields[key].(map[string]any)
 			for _, k := range slices.Sorted(maps.Keys(entries)) {
@@ -168,17 +169,17 @@ func (o *object) strict(path string, v any, md protoreflect.MessageDescriptor) a
 	return fields
 }
 
-func (o *object) duration(path string, v any) any {
+func (o *Object) duration(path string, v any) any {
 	s, ok := v.(string)
 	if !ok {
 		if v != nil {
-			o.invalid(path, "a duration is a number with a unit", `write for example "10s"`)
+			o.Invalid(path, "a duration is a number with a unit", `write for example "10s"`)
 		}
 		return v
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		o.invalid(path, show(s)+" is not a duration", `write for example "10s", "1m30s" or "250ms"`)
+		o.Invalid(path, Show(s)+" is not a duration", `write for example "10s", "1m30s" or "250ms"`)
 		return v
 	}
 	return strconv.FormatFloat(d.Seconds(), 'f', 9, 64) + "s"
@@ -206,7 +207,7 @@ func protoError(path string, raw []byte, err error) (field, message string) {
 		}
 		field = path + pathOf(raw, off+1)
 	}
-	return field, clip(message, 200)
+	return field, Clip(message, 200)
 }
 
 // pathAt returns the path of the value that ends at or after the byte offset.
@@ -262,8 +263,8 @@ func pathOf(raw []byte, off int) string {
 	return path.String()
 }
 
-// closest returns the candidate that name was probably meant to be, or "".
-func closest(name string, candidates []string) string {
+// Closest returns the candidate that name was probably meant to be, or "".
+func Closest(name string, candidates []string) string {
 	best, least := "", 3
 	for _, c := range candidates {
 		if d := distance(strings.ToLower(name), strings.ToLower(c)); d < least && d*2 < len(c) {

@@ -1,4 +1,4 @@
-package config_test
+package refs_test
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/config/refs"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -82,7 +83,7 @@ func TestCheckReferences(t *testing.T) {
 		VirtualServices: in.VirtualServices, DestinationRules: in.DestinationRules, Gateways: in.Gateways,
 	}
 	var got []string
-	for _, p := range config.CheckReferences(snap) {
+	for _, p := range refs.Check(snap) {
 		if p.Message == "" || p.Remedy == "" {
 			t.Errorf("incomplete: %v", p)
 		}
@@ -103,7 +104,7 @@ func TestCheckReferences(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if config.CheckReferences(&mesh.Snapshot{}) != nil {
+	if refs.Check(&mesh.Snapshot{}) != nil {
 		t.Error("an empty snapshot has problems")
 	}
 }
@@ -184,7 +185,7 @@ func TestRulesWithoutEffect(t *testing.T) {
 // found writes the Problems with references, except that Gateways are missing.
 func found(snap *mesh.Snapshot) []string {
 	var out []string
-	for _, p := range config.CheckReferences(snap) {
+	for _, p := range refs.Check(snap) {
 		if p.Reason != "UnknownGateway" {
 			out = append(out, fmt.Sprintf("%s %s: %s; %s", p.Field, p.Reason, p.Message, p.Remedy))
 		}

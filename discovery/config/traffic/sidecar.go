@@ -1,4 +1,4 @@
-package config
+package traffic
 
 import (
 	"fmt"
@@ -7,67 +7,70 @@ import (
 
 	networking "istio.io/api/networking/v1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
 // sidecar reads what proxies see and listen to. An object that says nothing is the default written down.
-func (o *object) sidecar() {
+func Sidecar(w *written.Object) *mesh.SidecarConfig {
+	o := &object{w}
 	spec := &networking.Sidecar{}
-	var e envelope
-	if !o.into(&e) {
-		return
+	var e written.Envelope
+	if !o.Into(&e) {
+		return nil
 	}
-	if o.meta = e.ObjectMeta; len(e.Spec) > 0 && string(e.Spec) != "null" {
-		if _, ok := o.spec(spec); !ok {
-			return
+	if o.Meta = e.ObjectMeta; len(e.Spec) > 0 && string(e.Spec) != "null" {
+		if _, ok := o.Spec(spec); !ok {
+			return nil
 		}
 	}
 	o.checkSidecar(spec)
 	o.connectionPool("spec.inboundConnectionPool", spec.GetInboundConnectionPool())
 	if spec.GetOutboundTrafficPolicy().GetEgressProxy() != nil {
-		o.unsupported("spec.outboundTrafficPolicy.egressProxy", "what goes to unknown hosts goes where it is sent to")
+		o.Unsupported("spec.outboundTrafficPolicy.egressProxy", "what goes to unknown hosts goes where it is sent to")
 	}
-	if !o.failed {
-		o.d.in.Sidecars = append(o.d.in.Sidecars, &mesh.SidecarConfig{Object: o.ref, Spec: spec})
+	if o.Failed {
+		return nil
 	}
+	return &mesh.SidecarConfig{Object: o.Ref, Spec: spec}
 }
 
 func (o *object) checkSidecar(s *networking.Sidecar) {
 	for i, e := range s.GetEgress() {
 		at := fmt.Sprintf("spec.egress[%d]", i)
 		if len(e.GetHosts()) == 0 {
-			o.reject(at+".hosts", ReasonMissing, "there is no host", `write NAMESPACE/HOST, for example "./*"`)
+			o.Reject(at+".hosts", written.ReasonMissing, "there is no host", `write NAMESPACE/HOST, for example "./*"`)
 		}
 		for j, h := range e.GetHosts() {
 			field := fmt.Sprintf("%s.hosts[%d]", at, j)
 			ns, host, ok := strings.Cut(h, "/")
 			if !ok || ns == "" {
-				o.invalid(field, show(h)+" is not NAMESPACE/HOST", `write for example "./*", "default/*" or "*/reviews.default.svc.cluster.local"`)
+				o.Invalid(field, written.Show(h)+" is not NAMESPACE/HOST", `write for example "./*", "default/*" or "*/reviews.default.svc.cluster.local"`)
 				continue
 			}
-			o.checkHost(field, strings.ToLower(host))
+			o.CheckHost(field, strings.ToLower(host))
 		}
 		o.checkSidecarPort(at+".port", e.GetPort(), strings.HasPrefix(e.GetBind(), "unix://"))
 		o.checkBind(at+".bind", e.GetBind(), true)
 		if e.GetPort() == nil && (e.GetBind() != "" || e.GetCaptureMode() == networking.CaptureMode_NONE) {
-			o.reject(at+".port", ReasonMissing, "a listener with an address of its own needs a port", "add number, name and protocol")
+			o.Reject(at+".port", written.ReasonMissing, "a listener with an address of its own needs a port", "add number, name and protocol")
 		}
 	}
 	seen := map[uint32]bool{}
 	for i, in := range s.GetIngress() {
 		at := fmt.Sprintf("spec.ingress[%d]", i)
 		if in.GetPort() == nil {
-			o.reject(at+".port", ReasonMissing, "the port is missing", "add number, name and protocol")
+			o.Reject(at+".port", written.ReasonMissing, "the port is missing", "add number, name and protocol")
 		}
 		o.checkSidecarPort(at+".port", in.GetPort(), false)
 		o.checkBind(at+".bind", in.GetBind(), false)
 		if seen[in.GetPort().GetNumber()] {
-			o.reject(at+".port.number", ReasonDuplicate, fmt.Sprintf("port %d is declared twice", in.GetPort().GetNumber()), "merge the two")
+			o.Reject(at+".port.number", written.ReasonDuplicate, fmt.Sprintf("port %d is declared twice", in.GetPort().GetNumber()), "merge the two")
 		}
 		seen[in.GetPort().GetNumber()] = true
 		o.connectionPool(at+".connectionPool", in.GetConnectionPool())
 		if in.GetTls() != nil {
-			o.unsupported(at+".tls", "the port takes mutual TLS of the mesh and, unless a PeerAuthentication is STRICT, plain text")
+			o.Unsupported(at+".tls", "the port takes mutual TLS of the mesh and, unless a PeerAuthentication is STRICT, plain text")
 		}
 		o.checkEndpointText(at+".defaultEndpoint", in.GetDefaultEndpoint())
 	}
@@ -79,7 +82,7 @@ func (o *object) checkBind(field, bind string, unix bool) {
 		return
 	}
 	if _, err := netip.ParseAddr(bind); bind != "" && err != nil {
-		o.invalid(field, show(bind)+" is not an IP address", "write one, or leave it out")
+		o.Invalid(field, written.Show(bind)+" is not an IP address", "write one, or leave it out")
 	}
 }
 
@@ -88,13 +91,13 @@ func (o *object) checkSidecarPort(field string, p *networking.SidecarPort, unix 
 		return
 	}
 	if p.GetTargetPort() != 0 {
-		o.unsupported(field+".targetPort", "defaultEndpoint says where the application listens")
+		o.Unsupported(field+".targetPort", "defaultEndpoint says where the application listens")
 	}
 	if p.GetNumber() != 0 || !unix { // a unix socket has no port
-		o.checkPort(field+".number", int64(p.GetNumber()))
+		o.CheckPort(field+".number", int64(p.GetNumber()))
 	}
-	if _, known := protocolNamed(p.GetProtocol()); p.GetProtocol() != "" && !known {
-		o.invalid(field+".protocol", show(p.GetProtocol())+" is not a protocol", "write one of HTTP, HTTP2, GRPC, HTTPS, TLS, TCP")
+	if _, known := written.ProtocolNamed(p.GetProtocol()); p.GetProtocol() != "" && !known {
+		o.Invalid(field+".protocol", written.Show(p.GetProtocol())+" is not a protocol", "write one of HTTP, HTTP2, GRPC, HTTPS, TLS, TCP")
 	}
 }
 
@@ -105,6 +108,6 @@ func (o *object) checkEndpointText(field, text string) {
 	}
 	a, err := netip.ParseAddrPort(text)
 	if err != nil || a.Port() == 0 || !a.Addr().IsLoopback() && !a.Addr().IsUnspecified() {
-		o.invalid(field, show(text)+" is not an endpoint of the workload itself", "write 127.0.0.1:PORT, 0.0.0.0:PORT, their IPv6 forms or unix:///PATH")
+		o.Invalid(field, written.Show(text)+" is not an endpoint of the workload itself", "write 127.0.0.1:PORT, 0.0.0.0:PORT, their IPv6 forms or unix:///PATH")
 	}
 }

@@ -1,100 +1,86 @@
-package config
+// Package security decodes and checks the kinds of Istio's security API: who may call what, by which tokens and under
+// which certificates.
+package security
 
 import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 
 	security "istio.io/api/security/v1"
-	typev1beta1 "istio.io/api/type/v1beta1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// retired are API groups of Istio's first policies, and what says the same today.
-var retired = map[string]string{
-	"authentication.istio.io": "write a PeerAuthentication for mutual TLS; for tokens a RequestAuthentication, and an AuthorizationPolicy that asks for requestPrincipals",
-	"rbac.istio.io":           "write AuthorizationPolicies of security.istio.io: ON is one with spec {}, roles and bindings are its rules",
-}
+// object is what the checks of this package are methods of.
+type object struct{ *written.Object }
 
 // dryRunAnnotation makes a policy one that decides nothing.
 const dryRunAnnotation = "istio.io/dry-run"
 
-func (o *object) authorizationPolicy() {
+// AuthorizationPolicy decodes the object; nil when something is wrong with it.
+func AuthorizationPolicy(w *written.Object) *mesh.AuthorizationPolicy {
+	o := &object{w}
 	spec := &security.AuthorizationPolicy{}
-	if o.emptySpec() { // it allows nothing
-		var e envelope
-		if !o.into(&e) {
-			return
+	if o.EmptySpec() { // it allows nothing
+		var e written.Envelope
+		if !o.Into(&e) {
+			return nil
 		}
-		o.meta = e.ObjectMeta
-	} else if _, ok := o.spec(spec); !ok {
-		return
+		o.Meta = e.ObjectMeta
+	} else if _, ok := o.Spec(spec); !ok {
+		return nil
 	}
 	o.checkAuthorization(spec)
 	dry := false
-	switch v := o.meta.Annotations[dryRunAnnotation]; v {
+	switch v := o.Meta.Annotations[dryRunAnnotation]; v {
 	case "", "false":
 	case "true":
 		dry = true
 		if a := spec.GetAction(); a != security.AuthorizationPolicy_ALLOW && a != security.AuthorizationPolicy_DENY {
-			o.reject("metadata.annotations["+dryRunAnnotation+"]", ReasonUnsupported, fmt.Sprintf("a policy with action %s cannot be tried", a), "remove the annotation, or use action ALLOW or DENY")
+			o.Reject("metadata.annotations["+dryRunAnnotation+"]", written.ReasonUnsupported, fmt.Sprintf("a policy with action %s cannot be tried", a), "remove the annotation, or use action ALLOW or DENY")
 		}
 	default:
-		o.invalid("metadata.annotations["+dryRunAnnotation+"]", show(v)+" is neither true nor false", "write \"true\" to try the policy without effect")
+		o.Invalid("metadata.annotations["+dryRunAnnotation+"]", written.Show(v)+" is neither true nor false", "write \"true\" to try the policy without effect")
 	}
-	if !o.failed {
-		o.d.in.AuthorizationPolicies = append(o.d.in.AuthorizationPolicies, &mesh.AuthorizationPolicy{Object: o.ref, DryRun: dry, Spec: spec})
+	if o.Failed {
+		return nil
 	}
+	return &mesh.AuthorizationPolicy{Object: o.Ref, DryRun: dry, Spec: spec}
 }
 
-func (o *object) requestAuthentication() {
+// RequestAuthentication decodes the object; nil when something is wrong with it.
+func RequestAuthentication(w *written.Object) *mesh.RequestAuthentication {
+	o := &object{w}
 	spec := &security.RequestAuthentication{}
-	if _, ok := o.spec(spec); !ok {
-		return
+	if _, ok := o.Spec(spec); !ok {
+		return nil
 	}
 	o.checkRequests(spec)
-	if !o.failed {
-		o.d.in.RequestAuthentications = append(o.d.in.RequestAuthentications, &mesh.RequestAuthentication{Object: o.ref, Spec: spec})
+	if o.Failed {
+		return nil
 	}
-}
-
-// checkTargets refuses what a policy cannot be attached to here: waypoints do not exist.
-func (o *object) checkTargets(single *typev1beta1.PolicyTargetReference, list []*typev1beta1.PolicyTargetReference) {
-	at := func(i int) string { return fmt.Sprintf("spec.targetRefs[%d]", i) }
-	if single != nil {
-		list, at = append([]*typev1beta1.PolicyTargetReference{single}, list...), func(int) string { return "spec.targetRef" }
-	}
-	for i, r := range list {
-		switch {
-		case r.GetName() == "":
-			o.reject(at(i)+".name", ReasonMissing, "the name is missing", "name a Gateway")
-		case r.GetKind() != "Gateway" || r.GetGroup() != "gateway.networking.k8s.io":
-			o.reject(at(i)+".kind", ReasonUnsupported, show(r.GetKind())+" of group "+show(r.GetGroup())+" is not a target: there are no waypoints", "name a Gateway of gateway.networking.k8s.io, or select workloads by label")
-		case r.GetNamespace() != "" && r.GetNamespace() != o.ref.Namespace:
-			o.reject(at(i)+".namespace", ReasonUnsupported, "a policy has effect in its own namespace only", "write the policy in namespace "+show(r.GetNamespace()))
-		}
-	}
+	return &mesh.RequestAuthentication{Object: o.Ref, Spec: spec}
 }
 
 func (o *object) checkAuthorization(p *security.AuthorizationPolicy) {
 	if p.GetSelector() != nil && len(p.GetTargetRefs()) > 0 {
-		o.reject("spec.targetRefs", ReasonConflict, "stands beside a selector", "keep one of the two")
+		o.Reject("spec.targetRefs", written.ReasonConflict, "stands beside a selector", "keep one of the two")
 	}
-	o.checkTargets(p.GetTargetRef(), p.GetTargetRefs())
+	o.CheckTargets(p.GetTargetRef(), p.GetTargetRefs())
 	switch custom := p.GetAction() == security.AuthorizationPolicy_CUSTOM; {
 	case custom && p.GetProvider().GetName() == "":
-		o.reject("spec.provider.name", ReasonMissing, "action CUSTOM needs a provider", "name one of meshConfig.extensionProviders")
+		o.Reject("spec.provider.name", written.ReasonMissing, "action CUSTOM needs a provider", "name one of meshConfig.extensionProviders")
 	case !custom && p.GetProvider() != nil:
-		o.reject("spec.provider", ReasonConflict, "only action CUSTOM has a provider", "remove it, or set action: CUSTOM")
+		o.Reject("spec.provider", written.ReasonConflict, "only action CUSTOM has a provider", "remove it, or set action: CUSTOM")
 	}
 	if p.GetAction() != security.AuthorizationPolicy_ALLOW && len(p.GetRules()) == 0 {
-		o.reject("spec.rules", ReasonMissing, fmt.Sprintf("action %s without rules matches nothing", p.GetAction()), "write a rule; {} matches everything")
+		o.Reject("spec.rules", written.ReasonMissing, fmt.Sprintf("action %s without rules matches nothing", p.GetAction()), "write a rule; {} matches everything")
 	}
 	for i, r := range p.GetRules() {
 		at := fmt.Sprintf("spec.rules[%d]", i)
@@ -120,18 +106,18 @@ func (o *object) checkSource(at string, s *security.Source) {
 	o.checkLists(at, lists)
 	for _, name := range []string{"ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks"} {
 		for i, b := range lists[name] {
-			o.checkBlock(fmt.Sprintf("%s.%s[%d]", at, name, i), b)
+			o.CheckBlock(fmt.Sprintf("%s.%s[%d]", at, name, i), b)
 		}
 	}
 	for _, name := range []string{"serviceAccounts", "notServiceAccounts"} {
 		for i, a := range lists[name] {
 			if strings.Contains(a, "*") || strings.Count(a, "/") > 1 {
-				o.invalid(fmt.Sprintf("%s.%s[%d]", at, name, i), show(a)+" is not a service account", "write NAMESPACE/NAME or NAME, without wildcards")
+				o.Invalid(fmt.Sprintf("%s.%s[%d]", at, name, i), written.Show(a)+" is not a service account", "write NAMESPACE/NAME or NAME, without wildcards")
 			}
 		}
 	}
 	if len(lists["serviceAccounts"])+len(lists["notServiceAccounts"]) > 0 && len(lists["principals"])+len(lists["notPrincipals"])+len(lists["namespaces"])+len(lists["notNamespaces"]) > 0 {
-		o.reject(at+".serviceAccounts", ReasonConflict, "stands beside principals or namespaces", "keep one of them")
+		o.Reject(at+".serviceAccounts", written.ReasonConflict, "stands beside principals or namespaces", "keep one of them")
 	}
 }
 
@@ -141,21 +127,12 @@ func (o *object) checkLists(at string, lists map[string][]string) {
 	for _, name := range slices.Sorted(maps.Keys(lists)) {
 		for i, v := range lists[name] {
 			if said = true; strings.TrimSpace(v) == "" {
-				o.invalid(fmt.Sprintf("%s.%s[%d]", at, name, i), "the value is empty", "write a value, or remove it")
+				o.Invalid(fmt.Sprintf("%s.%s[%d]", at, name, i), "the value is empty", "write a value, or remove it")
 			}
 		}
 	}
 	if !said {
-		o.reject(at, ReasonMissing, "matches nothing in particular", "write a condition, or remove the clause to match everything")
-	}
-}
-
-func (o *object) checkBlock(field, block string) {
-	if _, err := netip.ParsePrefix(block); err == nil {
-		return
-	}
-	if _, err := netip.ParseAddr(block); err != nil {
-		o.invalid(field, show(block)+" is not an address or a range of addresses", "write for example 10.0.0.0/8")
+		o.Reject(at, written.ReasonMissing, "matches nothing in particular", "write a condition, or remove the clause to match everything")
 	}
 }
 
@@ -179,7 +156,7 @@ func (o *object) checkOperation(at string, s *security.Operation) {
 
 func (o *object) checkPortText(field, text string) {
 	if n, err := strconv.ParseUint(text, 10, 16); err != nil || n == 0 {
-		o.invalid(field, show(text)+" is not a port", "write a number from 1 to 65535")
+		o.Invalid(field, written.Show(text)+" is not a port", "write a number from 1 to 65535")
 	}
 }
 
@@ -194,7 +171,7 @@ func (o *object) checkTemplate(field, path string) {
 		case s == "{*}", !strings.ContainsAny(s, "{}*"):
 		case s == "{**}" && !slices.Contains(segments[i+1:], "{**}"):
 		default:
-			o.invalid(field, show(path)+" is not a path template", "write {*} or {**} as whole segments, {**} once, and no other * beside them")
+			o.Invalid(field, written.Show(path)+" is not a path template", "write {*} or {**} as whole segments, {**} once, and no other * beside them")
 			return
 		}
 	}
@@ -217,12 +194,12 @@ func (o *object) checkCondition(at string, c *security.Condition) {
 	})
 	switch {
 	case key == "":
-		o.reject(at+".key", ReasonMissing, "the key is missing", "name an attribute, for example request.headers[x-user]")
+		o.Reject(at+".key", written.ReasonMissing, "the key is missing", "name an attribute, for example request.headers[x-user]")
 	case !known:
-		o.invalid(at+".key", show(key)+" is not an attribute", "write one of those of Istio's authorization conditions, for example request.headers[x-user]")
+		o.Invalid(at+".key", written.Show(key)+" is not an attribute", "write one of those of Istio's authorization conditions, for example request.headers[x-user]")
 	}
 	if len(c.GetValues())+len(c.GetNotValues()) == 0 {
-		o.reject(at+".values", ReasonMissing, "there is no value", "write values or notValues")
+		o.Reject(at+".values", written.ReasonMissing, "there is no value", "write values or notValues")
 	}
 	for i, v := range slices.Concat(c.GetValues(), c.GetNotValues()) {
 		field := fmt.Sprintf("%s.values[%d]", at, i)
@@ -231,7 +208,7 @@ func (o *object) checkCondition(at string, c *security.Condition) {
 		}
 		switch key {
 		case "source.ip", "remote.ip", "destination.ip":
-			o.checkBlock(field, v)
+			o.CheckBlock(field, v)
 		case "destination.port":
 			o.checkPortText(field, v)
 		}
@@ -240,35 +217,35 @@ func (o *object) checkCondition(at string, c *security.Condition) {
 
 func (o *object) checkRequests(r *security.RequestAuthentication) {
 	if r.GetSelector() != nil && len(r.GetTargetRefs()) > 0 {
-		o.reject("spec.targetRefs", ReasonConflict, "stands beside a selector", "keep one of the two")
+		o.Reject("spec.targetRefs", written.ReasonConflict, "stands beside a selector", "keep one of the two")
 	}
-	o.checkTargets(r.GetTargetRef(), r.GetTargetRefs())
+	o.CheckTargets(r.GetTargetRef(), r.GetTargetRefs())
 	for i, j := range r.GetJwtRules() {
 		at := fmt.Sprintf("spec.jwtRules[%d]", i)
 		if j.GetIssuer() == "" {
-			o.reject(at+".issuer", ReasonMissing, "the issuer is missing", "write the iss of the tokens")
+			o.Reject(at+".issuer", written.ReasonMissing, "the issuer is missing", "write the iss of the tokens")
 		}
 		if j.GetJwksUri() != "" && j.GetJwks() != "" {
-			o.reject(at+".jwksUri", ReasonConflict, "stands beside jwks", "keep one of the two")
+			o.Reject(at+".jwksUri", written.ReasonConflict, "stands beside jwks", "keep one of the two")
 		}
 		if u := j.GetJwksUri(); u != "" {
 			if p, err := url.Parse(u); err != nil || p.Host == "" || p.Scheme != "http" && p.Scheme != "https" {
-				o.invalid(at+".jwksUri", show(u)+" is not a URL", "write http://... or https://...")
+				o.Invalid(at+".jwksUri", written.Show(u)+" is not a URL", "write http://... or https://...")
 			}
 		}
 		o.checkKeys(at, j)
 		for k, c := range j.GetOutputClaimToHeaders() {
-			o.checkHeader(fmt.Sprintf("%s.outputClaimToHeaders[%d].header", at, k), c.GetHeader())
+			o.CheckHeader(fmt.Sprintf("%s.outputClaimToHeaders[%d].header", at, k), c.GetHeader())
 			if c.GetClaim() == "" {
-				o.reject(fmt.Sprintf("%s.outputClaimToHeaders[%d].claim", at, k), ReasonMissing, "the claim is missing", "name a claim; nested ones have dots between them")
+				o.Reject(fmt.Sprintf("%s.outputClaimToHeaders[%d].claim", at, k), written.ReasonMissing, "the claim is missing", "name a claim; nested ones have dots between them")
 			}
 		}
 		for k, h := range j.GetFromHeaders() {
-			o.checkHeader(fmt.Sprintf("%s.fromHeaders[%d].name", at, k), h.GetName())
+			o.CheckHeader(fmt.Sprintf("%s.fromHeaders[%d].name", at, k), h.GetName())
 		}
 		for k, p := range j.GetFromParams() {
 			if p == "" {
-				o.reject(fmt.Sprintf("%s.fromParams[%d]", at, k), ReasonMissing, "the name is empty", "name a query parameter")
+				o.Reject(fmt.Sprintf("%s.fromParams[%d]", at, k), written.ReasonMissing, "the name is empty", "name a query parameter")
 			}
 		}
 	}
@@ -280,7 +257,7 @@ const maxKeys = 256 << 10
 // checkKeys wants keys as RFC 7517 writes them: a set, or one key.
 func (o *object) checkKeys(at string, j *security.JWTRule) {
 	if h := j.GetOutputPayloadToHeader(); h != "" {
-		o.checkHeader(at+".outputPayloadToHeader", h)
+		o.CheckHeader(at+".outputPayloadToHeader", h)
 	}
 	text := j.GetJwks()
 	var v struct {
@@ -290,8 +267,27 @@ func (o *object) checkKeys(at string, j *security.JWTRule) {
 	switch err := json.Unmarshal([]byte(text), &v); {
 	case text == "":
 	case len(text) > maxKeys:
-		o.invalid(at+".jwks", fmt.Sprintf("it has %d bytes", len(text)), "write no more keys than are in use, or their URL in jwksUri")
+		o.Invalid(at+".jwks", fmt.Sprintf("it has %d bytes", len(text)), "write no more keys than are in use, or their URL in jwksUri")
 	case err != nil, v.Type == "" && v.Keys == nil:
-		o.invalid(at+".jwks", "it is not a set of JSON web keys", `write for example {"keys": [{"kty": "RSA", "n": "...", "e": "AQAB"}]}`)
+		o.Invalid(at+".jwks", "it is not a set of JSON web keys", `write for example {"keys": [{"kty": "RSA", "n": "...", "e": "AQAB"}]}`)
 	}
+}
+
+// PeerAuthentication decodes the object; nil when something is wrong with it.
+func PeerAuthentication(w *written.Object) *mesh.PeerAuthentication {
+	o := &object{w}
+	spec := &security.PeerAuthentication{}
+	if _, ok := o.Spec(spec); !ok {
+		return nil
+	}
+	if len(spec.PortLevelMtls) > 0 && len(spec.Selector.GetMatchLabels()) == 0 {
+		o.Reject("spec.portLevelMtls", written.ReasonConflict, "stands without a selector", "select workloads by label")
+	}
+	for _, n := range slices.Sorted(maps.Keys(spec.PortLevelMtls)) {
+		o.CheckPort(fmt.Sprintf("spec.portLevelMtls[%d]", n), int64(n))
+	}
+	if o.Failed {
+		return nil
+	}
+	return &mesh.PeerAuthentication{Object: o.Ref, Spec: spec}
 }
