@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-kube bench-xds lint vuln fuzz clean proto
+.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-kube bench-xds lint vuln fuzz simulate clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,7 @@ demo: tools envoy ## run the main job; KEEP=1 leaves it running
 	@$(BIN)/demo $(if $(filter-out 0 no false,$(KEEP)),--keep)
 
 test: check unit e2e ## run everything
+	@$(MAKE) --no-print-directory simulate SEEDS=20000
 	@echo "test: all passed"
 
 check: tools ## formatting and vet
@@ -86,6 +87,10 @@ lint: check ## check, the import rules and staticcheck (fetched as a Go module)
 
 vuln: tools ## known vulnerabilities in what is linked; needs a network that reaches the vulnerability database
 	go run $(GOVULNCHECK) ./...
+
+SEEDS ?= 1000000
+simulate: tools ## the federation's core over a faulty network, SEEDS times (a million), without the race detector; SEED=n tells the story of one
+	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) go test -count=1 -timeout 24h -v -run '^TestSimulation$$' ./federation/protocol
 
 FUZZTIME ?= 10s
 fuzz: tools ## run each fuzz target for FUZZTIME

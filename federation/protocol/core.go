@@ -90,7 +90,8 @@ func (c *Core) load(state State) {
 			o.alive.last, o.alive.heard = at, true
 		}
 	}
-	if c.self.mark.Epoch == 0 {
+	if c.self.mark.Epoch == 0 || c.cfg.mutant == marksLost {
+		c.self.mark.Seq = 0
 		c.self.mark.Epoch = 1
 	}
 	// A ledger restored from a copy would say again, with other bodies, numbers that were said before. Skipping a
@@ -228,7 +229,7 @@ func (c *Core) receive(from mesh.ClusterID, way Way, in *federationv1.Record) bo
 		c.sign(o) // the sender is alive
 	}
 	s := slot{r.Kind, r.Key}
-	v := o.judge(s, r)
+	v := c.judge(o, s, r)
 	if v == stale || v == same {
 		return false
 	}
@@ -273,7 +274,7 @@ func (c *Core) check(o *origin, m *member, s slot, r *federationv1.Record, v ver
 	if ref != nil {
 		return nil, ref
 	}
-	if !e.aud.has(c.cfg.Name) {
+	if !e.aud.has(c.cfg.Name) && c.cfg.mutant != everyAudience {
 		return nil, refuse(ReasonNotExported, "%s of %s is not exported to %s", s.kind+" "+s.key, r.Origin, c.cfg.Name)
 	}
 	switch s.kind {

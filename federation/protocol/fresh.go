@@ -69,6 +69,9 @@ func (c *Core) refresh(o *origin) {
 	}
 	if f != o.alive.fresh {
 		o.alive.fresh = f
+		if f == mesh.Expired && c.cfg.mutant == silenceDeletes {
+			c.dropSilent(o)
+		}
 		c.do(FreshnessChanged{Origin: o.id, Freshness: f, Since: c.outside(o.alive.lastHeard())})
 	}
 }
@@ -160,7 +163,7 @@ func (l *life) beats(from mesh.ClusterID, beat uint64, direct bool) bool {
 func (c *Core) compare(o *origin, e Heard) {
 	theirs := Mark{e.Digest.Epoch, e.Digest.Seq}
 	equal := bytes.Equal(e.Digest.Hash, c.hash(o))
-	if equal {
+	if equal || c.cfg.mutant == neverAsks {
 		if o.behind != nil && (e.From == o.id || e.From == o.behind.peer) {
 			o.behind = nil
 		}

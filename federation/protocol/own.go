@@ -175,7 +175,11 @@ func (c *Core) echo(from mesh.ClusterID, r *federationv1.Record) bool {
 // raise begins an epoch after every one known and says again what we hold, except what the record that came back
 // (in slot back, when it is newer) replaces.
 func (c *Core) raise(seen uint64, back slot, v verdict) {
-	c.self.mark = Mark{max(c.self.mark.Epoch, seen) + 1, 0}
+	if c.cfg.mutant == epochStays {
+		return
+	}
+	// A cluster that loses its state twice may begin the same epoch twice: see load for the random stretch.
+	c.self.mark = Mark{max(c.self.mark.Epoch, seen) + 1, c.rng.Uint64N(1 << 24)}
 	skip := map[slot]bool{}
 	if v == newer {
 		skip[back] = true

@@ -63,6 +63,8 @@ type Config struct {
 	Beat uint64
 	// Seed feeds every random choice. It must differ from one start to the next.
 	Seed uint64
+
+	mutant mutant // tests only
 }
 
 // Validate reports what a Core cannot work with.

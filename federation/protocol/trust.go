@@ -14,7 +14,7 @@ import (
 func (c *Core) banned(id mesh.ClusterID) bool {
 	s := slot{KindMember, string(id)}
 	t := c.self.entries[s.tomb()]
-	return t != nil && c.self.entries[s] == nil && !Withdrawn(t.rec)
+	return t != nil && c.self.entries[s] == nil && !Withdrawn(t.rec) && c.cfg.mutant != banForgotten
 }
 
 // trusted follows member records from the local cluster. Nearer vouchers win, then those first in order. Members that
