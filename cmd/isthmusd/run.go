@@ -146,9 +146,9 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	if err != nil {
 		return err
 	}
-	srv := grpc.NewServer(grpc.Creds(tlsmux.Credentials()), grpc.MaxRecvMsgSize(xds.MaxRequestBytes),
+	srv := grpc.NewServer(append(xds.ServerOptions(), grpc.Creds(tlsmux.Credentials()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))...)
 	ads.Register(srv)
 	certs.Register(srv)
 	others := d.others(ads.Clients)
@@ -187,7 +187,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		parts = append(parts, part{"metrics", serveMetrics(ports.metrics, reg, st)})
 	}
 	if ports.plaintext != nil {
-		plain := grpc.NewServer(grpc.MaxRecvMsgSize(xds.MaxRequestBytes))
+		plain := grpc.NewServer(xds.ServerOptions()...)
 		ads.Register(plain)
 		log.Warn("xds is served without authentication", "addr", cfg.XDSPlaintext)
 		parts = append(parts, part{"plaintext xds", serveGRPC(plain, ports.plaintext)})

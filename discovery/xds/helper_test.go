@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -51,9 +52,11 @@ func (m *memory) publish(set Set) {
 
 // thing makes a resource of any type from text.
 func thing(typ, name, text string) *Resource {
-	r := NewResource(name, wrapperspb.String(text))
-	r.Body.TypeUrl = typ
-	return r
+	value, err := proto.Marshal(wrapperspb.String(text))
+	if err != nil {
+		panic(err)
+	}
+	return newResource(name, typ, value)
 }
 
 // things makes a set: {type: {name: text}}.
@@ -86,7 +89,7 @@ func start(t testing.TB, cfg Config) *world {
 	reg := prometheus.NewRegistry()
 	cfg.Reg = reg
 	w := &world{t: t, srv: New(cfg), reg: reg, lis: bufconn.Listen(1 << 16)}
-	w.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(MaxRequestBytes), grpc.WaitForHandlers(true))
+	w.grpc = grpc.NewServer(append(ServerOptions(), grpc.WaitForHandlers(true))...)
 	w.srv.Register(w.grpc)
 	done := make(chan struct{})
 	go func() { defer close(done); w.grpc.Serve(w.lis) }()

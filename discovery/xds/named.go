@@ -14,6 +14,7 @@ import (
 type Named struct {
 	shards []*shard // by hash of the name, a power of two
 	n      int
+	sum    uint64 // over the contents, see hashOf
 }
 
 // shard is sorted by name. Nil is an empty one.
@@ -39,9 +40,7 @@ func NewNamed(resources iter.Seq[*Resource]) *Named {
 		if s.shards[at] == nil {
 			s.shards[at] = &shard{}
 		}
-		if s.shards[at].put(r) {
-			s.n++
-		}
+		s.count(s.shards[at].put(r), r)
 	}
 	return s
 }
@@ -53,15 +52,25 @@ func (s *Named) at(name string) int { return int(maphash.String(seed, name) & ui
 
 func compareName(r *Resource, name string) int { return strings.Compare(r.Name, name) }
 
-// put changes the shard, and reports whether the name is new to it.
-func (h *shard) put(r *Resource) bool {
+// put changes the shard, and returns what was there.
+func (h *shard) put(r *Resource) (was *Resource) {
 	i, there := slices.BinarySearchFunc(h.list, r.Name, compareName)
 	if there {
-		h.list[i] = r
-		return false
+		was, h.list[i] = h.list[i], r
+		return was
 	}
 	h.list = slices.Insert(h.list, i, r)
-	return true
+	return nil
+}
+
+// count accounts for now in the place of was; nil is nothing.
+func (s *Named) count(was, now *Resource) {
+	if was != nil {
+		s.n, s.sum = s.n-1, s.sum-was.contentHash()
+	}
+	if now != nil {
+		s.n, s.sum = s.n+1, s.sum+now.contentHash()
+	}
 }
 
 // Len is how many resources there are.
@@ -71,6 +80,17 @@ func (s *Named) Len() int {
 	}
 	return s.n
 }
+
+// hash is over the contents: equal sets, equal hashes, in every process.
+func (s *Named) hash() uint64 {
+	if s == nil {
+		return 0
+	}
+	return s.sum
+}
+
+// same reports whether two sets hold the same, by count and hash.
+func (s *Named) same(o *Named) bool { return s == o || s.Len() == o.Len() && s.hash() == o.hash() }
 
 // Get returns the resource with the name, or nil.
 func (s *Named) Get(name string) *Resource {
@@ -130,23 +150,60 @@ func (s *Named) With(resources ...*Resource) *Named {
 			continue
 		}
 		if out == nil {
-			out = &Named{shards: slices.Clone(s.shards), n: s.n}
+			out = s.clone()
 		}
-		at := out.at(r.Name)
-		if !own[at] {
-			own[at] = true
-			next := &shard{}
-			if h := out.shards[at]; h != nil {
-				next.list = slices.Clone(h.list)
-			}
-			out.shards[at] = next
+		out.count(out.own(out.at(r.Name), own).put(r), r)
+	}
+	if out == nil {
+		return s
+	}
+	return out
+}
+
+func (s *Named) clone() *Named {
+	return &Named{shards: slices.Clone(s.shards), n: s.n, sum: s.sum}
+}
+
+// own makes the shard one that s may change; those in mine are.
+func (s *Named) own(at int, mine map[int]bool) *shard {
+	if !mine[at] {
+		mine[at] = true
+		next := &shard{}
+		if h := s.shards[at]; h != nil {
+			next.list = slices.Clone(h.list)
 		}
-		if out.shards[at].put(r) {
-			out.n++
+		s.shards[at] = next
+	}
+	return s.shards[at]
+}
+
+// without returns the set without the resources of these names.
+func (s *Named) without(names ...string) *Named {
+	var out *Named
+	own := map[int]bool{}
+	for _, name := range names {
+		if s.Get(name) == nil {
+			continue
+		}
+		if out == nil {
+			out = s.clone()
+		}
+		at := out.at(name)
+		h := out.own(at, own)
+		i, there := slices.BinarySearchFunc(h.list, name, compareName)
+		if !there {
+			continue // named twice
+		}
+		out.count(h.list[i], nil)
+		if h.list = slices.Delete(h.list, i, i+1); len(h.list) == 0 {
+			out.shards[at], own[at] = nil, false
 		}
 	}
 	if out == nil {
 		return s
+	}
+	if out.n == 0 {
+		return nil
 	}
 	return out
 }
@@ -168,7 +225,7 @@ func (s *Named) sharing(old *Named) *Named {
 			}
 		})
 	}
-	out := &Named{shards: make([]*shard, len(s.shards)), n: s.n}
+	out := &Named{shards: make([]*shard, len(s.shards)), n: s.n, sum: s.sum}
 	same := true
 	for i, h := range s.shards {
 		out.shards[i] = h.sharing(old.shards[i])

@@ -2,11 +2,8 @@ package xds
 
 import (
 	"cmp"
+	"maps"
 	"slices"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // batch is one response.
@@ -19,10 +16,10 @@ type batch struct {
 
 // work is what one push has to look at for one type.
 type work struct {
-	sub     *sub
-	entries []*entry
-	answer  bool
-	urgent  bool
+	sub    *sub
+	marks  []mark
+	answer bool
+	urgent bool
 }
 
 // push sends what has changed, all of it from one set: first every type in order, then what must go last. Listeners and
@@ -38,7 +35,7 @@ func (st *stream) push(send func(batch) error) error {
 			waiting = true
 			continue
 		}
-		for next, first := 0, true; next < len(w.entries) || first && w.answer; first = false {
+		for next, first := 0, true; next < len(w.marks) || first && w.answer; first = false {
 			b, due := batch{}, false
 			if b, next, due = st.collect(set, w, next, first && w.answer); !due {
 				continue
@@ -81,62 +78,49 @@ func (st *stream) take() (set Set, todo []work, waiting bool) {
 			waiting = true
 			continue
 		}
-		for _, e := range s.dirty {
-			e.dirty = false
-		}
 		if set[s.typ] != nil || rank(s.typ) < 5 {
 			s.label = shortName(s.typ)
 		}
-		todo = append(todo, work{s, s.dirty, s.answer, s.urgent})
-		s.dirty, s.answer, s.urgent = nil, false, false
+		todo = append(todo, work{s, s.claim(set[s.typ]), s.answer, s.urgent})
+		s.answer, s.urgent = false, false
 	}
 	return set, todo, waiting
 }
 
-// collect makes one response from the entries from next on, and says where the following one begins and whether this
-// one is to be sent.
+// collect makes one response from the marks from next on, and says where the following one begins and whether this one is
+// to be sent.
 func (st *stream) collect(set Set, w work, next int, answer bool) (batch, int, bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	s, b, resources := w.sub, batch{sub: w.sub}, set[w.sub.typ]
-	changed := answer
-	for bytes := 0; next < len(w.entries) && (!st.delta || bytes < maxBatchBytes); next++ {
-		e := w.entries[next]
-		if e.dead {
+	for bytes := 0; next < len(w.marks) && (!st.delta || bytes < maxBatchBytes); next++ {
+		m := w.marks[next]
+		if !s.wants(m.name) {
 			continue
 		}
-		r, force := resources.Get(e.name), e.force
-		e.force = false
+		r, have := resources.Get(m.name), s.held.Get(m.name)
 		switch {
-		case r != nil && !force && e.sent != nil && e.sent.Version == r.Version:
-			e.sent = r
+		case r != nil && !m.force && have != nil && have.Version == r.Version:
 		case r != nil:
 			size := len(r.Body.GetValue()) + len(r.Name) + 128
 			if bytes > 0 && bytes+size > maxBatchBytes && st.delta {
-				e.force = force
-				return st.seal(set, b, changed || len(b.adds) > 0, next)
+				return st.seal(set, b, true, next)
 			}
 			bytes += size
-			s.hold(e, r)
-			e.missing = false
 			b.adds = append(b.adds, r)
 			st.warm(set, r)
-		case e.sent != nil || force || e.named && !e.missing:
-			if removedLast(s.typ) {
-				if !e.leaving {
-					e.leaving = true
-					s.gone = append(s.gone, e)
-				}
-				continue
+		case have == nil && !m.force:
+		case removedLast(s.typ):
+			if s.gone == nil {
+				s.gone = map[string]bool{}
 			}
-			bytes += len(e.name) + 8
-			b.removed = append(b.removed, e.name)
-			s.remove(e)
+			s.gone[m.name] = true
 		default:
-			s.settle(e)
+			bytes += len(m.name) + 8
+			b.removed = append(b.removed, m.name)
 		}
 	}
-	changed = changed || len(b.adds) > 0 || len(b.removed) > 0 && (st.delta || s.full())
+	changed := answer || len(b.adds) > 0 || len(b.removed) > 0 && (st.delta || s.full())
 	return st.seal(set, b, changed, next)
 }
 
@@ -153,38 +137,24 @@ func (st *stream) collectGone(set Set, todo []work) (batch, bool) {
 			continue
 		}
 		b := batch{sub: s}
-		n := 0
-		for bytes := 0; n < len(s.gone) && bytes < maxBatchBytes; n++ {
-			e := s.gone[n]
-			e.leaving = false
-			if e.dead || set[s.typ].Get(e.name) != nil {
+		bytes := 0
+		for _, name := range slices.Sorted(maps.Keys(s.gone)) {
+			if bytes >= maxBatchBytes {
+				break
+			}
+			delete(s.gone, name)
+			if !s.wants(name) || set[s.typ].Get(name) != nil {
 				continue // no longer subscribed, or back again
 			}
-			bytes += len(e.name) + 8
-			b.removed = append(b.removed, e.name)
-			s.remove(e)
+			bytes += len(name) + 8
+			b.removed = append(b.removed, name)
 		}
-		s.gone = slices.Delete(s.gone, 0, n)
 		b, _, due := st.seal(set, b, len(b.removed) > 0 && (st.delta || s.full()), 0)
 		if due {
 			return b, true
 		}
 	}
 	return batch{}, false
-}
-
-// remove accounts for a resource that the client is told to forget.
-func (s *sub) remove(e *entry) {
-	e.missing = true
-	s.hold(e, nil)
-	s.settle(e)
-}
-
-// settle forgets an entry that has nothing to say, unless a newer set has already marked it again.
-func (s *sub) settle(e *entry) {
-	if !e.named && !e.dirty {
-		s.drop(e)
-	}
 }
 
 // warm sends the endpoints of a changed cluster again: Envoy builds such a cluster anew and waits for them.
@@ -194,14 +164,16 @@ func (st *stream) warm(set Set, cluster *Resource) {
 	}
 	s := st.subs[EndpointType]
 	if s == nil {
-		if st.delta {
+		if c := st.subs[ClusterType]; st.delta && c.came {
+			if st.warmed == nil {
+				st.warmed = map[string]bool{}
+			}
 			st.warmed[cluster.warms] = true
 		}
 		return
 	}
-	if e := s.entries[cluster.warms]; e != nil && e.sent != nil && set[EndpointType].Get(e.name) != nil {
-		e.force = true
-		s.touch(e)
+	if s.held.Get(cluster.warms) != nil && set[EndpointType].Get(cluster.warms) != nil {
+		s.touch(cluster.warms, true)
 		st.notify()
 	}
 }
@@ -209,8 +181,9 @@ func (st *stream) warm(set Set, cluster *Resource) {
 // seal completes a response that is to be sent. The caller holds mu.
 func (st *stream) seal(set Set, b batch, due bool, next int) (batch, int, bool) {
 	s := b.sub
+	s.hold(set[s.typ], b.adds, b.removed)
 	if due && !st.delta && s.full() {
-		b.adds = s.held()
+		b.adds = s.state()
 		came := s.resume
 		s.resume = ""
 		if came != "" && s.wildcard && came == s.version() {
@@ -229,48 +202,19 @@ func (st *stream) seal(set Set, b batch, due bool, next int) (batch, int, bool) 
 	return b, next, due
 }
 
-// held returns everything that the client is to have, sorted by name.
-func (s *sub) held() []*Resource {
-	out := make([]*Resource, 0, s.status.Held)
-	for _, e := range s.entries {
-		if e.sent != nil && e.sent.Body != nil {
-			out = append(out, e.sent)
-		}
+// state returns everything that the client is to have, sorted by name.
+func (s *sub) state() []*Resource {
+	out := make([]*Resource, 0, s.held.Len())
+	for r := range s.held.All() {
+		out = append(out, r)
 	}
 	slices.SortFunc(out, func(a, b *Resource) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 
-func (b batch) deltaResponse() *discoveryv3.DeltaDiscoveryResponse {
-	r := &discoveryv3.DeltaDiscoveryResponse{
-		SystemVersionInfo: b.flight.version,
-		TypeUrl:           b.sub.typ,
-		Nonce:             b.flight.nonce,
-		RemovedResources:  b.removed,
-		Resources:         make([]*discoveryv3.Resource, len(b.adds)),
-	}
-	for i, a := range b.adds {
-		r.Resources[i] = a.delta()
-	}
-	return r
-}
-
-func (b batch) sotwResponse() *discoveryv3.DiscoveryResponse {
-	r := &discoveryv3.DiscoveryResponse{
-		VersionInfo: b.flight.version,
-		TypeUrl:     b.sub.typ,
-		Nonce:       b.flight.nonce,
-		Resources:   make([]*anypb.Any, len(b.adds)),
-	}
-	for i, a := range b.adds {
-		r.Resources[i] = a.Body
-	}
-	return r
-}
-
 // count adds a response to the metrics.
-func (s *sub) count(m *metrics, response proto.Message, resources int) {
+func (s *sub) count(m *metrics, r *response) {
 	m.responses.WithLabelValues(s.metricLabel()).Inc()
-	m.resources.WithLabelValues(s.metricLabel()).Add(float64(resources))
-	m.bytes.Add(float64(proto.Size(response)))
+	m.resources.WithLabelValues(s.metricLabel()).Add(float64(len(r.batch.adds)))
+	m.bytes.Add(float64(r.size()))
 }

@@ -1,8 +1,6 @@
 package xds
 
 import (
-	"slices"
-
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/genproto/googleapis/rpc/status"
 )
@@ -29,34 +27,26 @@ func (st *stream) deltaRequest(req *discoveryv3.DeltaDiscoveryRequest) error {
 	if err != nil {
 		return err
 	}
+	var has map[string]string
 	if first {
 		s.implicit = len(subscribe) == 0
-		if s.implicit {
-			st.subscribeAll(s)
-		}
+		has = req.GetInitialResourceVersions()
 	} else {
 		st.answered(s, req.GetResponseNonce(), refusal(req.GetErrorDetail()))
 	}
-	for _, name := range subscribe {
-		if name == everything {
-			st.subscribeAll(s)
-		} else if err := st.subscribe(s, name); err != nil {
-			return err
-		}
+	names, all := sortedNames(subscribe)
+	if all || first && s.implicit {
+		st.subscribeAll(s)
 	}
-	for _, name := range unsubscribe {
-		if name == everything {
-			st.unsubscribeAll(s)
-		} else {
-			st.unsubscribe(s, name)
-		}
+	if err := st.subscribe(s, names, has); err != nil {
+		return err
 	}
+	if names, all = sortedNames(unsubscribe); all {
+		st.unsubscribeAll(s)
+	}
+	st.unsubscribe(s, names)
 	if first {
-		warmed := map[string]bool(nil)
-		if typ == EndpointType {
-			warmed, st.warmed = st.warmed, nil
-		}
-		if err := s.resumeFrom(req.GetInitialResourceVersions(), warmed); err != nil {
+		if err := st.resumeFrom(s, has); err != nil {
 			return err
 		}
 	}
@@ -79,27 +69,50 @@ func (st *stream) deltaAnswer(req *discoveryv3.DeltaDiscoveryRequest) bool {
 }
 
 // resumeFrom believes the client about what it has: only differences will be sent, and what it waits for.
-func (s *sub) resumeFrom(versions map[string]string, waits map[string]bool) error {
+func (st *stream) resumeFrom(s *sub, versions map[string]string) error {
+	waits := st.waiting(s, len(versions))
 	if len(versions) > MaxHeld {
 		return limitError(s.typ, "initial_resource_versions", len(versions), MaxHeld)
 	}
 	s.came = len(versions) > 0
+	has := make([]*Resource, 0, len(versions))
 	for name, version := range versions {
 		if n := max(len(name), len(version)); n > MaxNameBytes {
 			return limitError(s.typ, "length of a name or version", n, MaxNameBytes)
 		}
-		e := s.entries[name]
-		if e == nil {
-			if !s.wildcard {
-				continue // held, but not asked for
-			}
-			e = s.entry(name)
-			s.touch(e)
+		if !s.wants(name) {
+			continue // held, but not asked for
 		}
-		e.force = waits[name]
-		s.hold(e, &Resource{Name: e.name, Version: version, hash: hashOf(e.name, version)})
+		r := st.view.set[s.typ].Get(name)
+		if r == nil || r.Version != version {
+			r = &Resource{Name: name, Version: version, hash: hashOf(name, version)}
+		}
+		has = append(has, r)
+		if waits[name] {
+			s.touch(name, true)
+		}
 	}
+	s.hold(st.view.set[s.typ], has, nil)
 	return nil
+}
+
+// waiting returns the endpoints that the client waits for, whatever it has of them: those of clusters that it was sent
+// before it first asked for any.
+func (st *stream) waiting(s *sub, has int) map[string]bool {
+	if s.typ != EndpointType {
+		return nil
+	}
+	warmed := st.warmed
+	st.warmed = nil
+	c := st.subs[ClusterType]
+	if has == 0 || c == nil || c.came {
+		return warmed
+	}
+	out := map[string]bool{}
+	for r := range c.held.All() {
+		out[r.warms] = true
+	}
+	return out
 }
 
 // sotwRequest takes in one request of a state-of-the-world stream: the whole list of names, every time.
@@ -129,32 +142,21 @@ func (st *stream) sotwRequest(req *discoveryv3.DiscoveryRequest) error {
 			return nil // overtaken by a response that is on its way: the client will repeat what it wants
 		}
 	}
-	s.asked = names
+	s.asked = hashOfList(names)
+	sorted, all := sortedNames(names)
 	if len(names) > 0 {
 		s.implicit = false
 	} else if s.implicit {
-		names = []string{everything}
+		all = true
 	}
-	wanted := make(map[string]bool, len(names))
-	for _, name := range names {
-		wanted[name] = true
-	}
-	for name, e := range s.entries {
-		if e.named && !wanted[name] {
-			st.unsubscribe(s, name)
-		}
-	}
-	if s.wildcard && !wanted[everything] {
+	st.unsubscribe(s, (&nameSet{sorted}).missing(s.named.all()))
+	if all {
+		st.subscribeAll(s)
+	} else {
 		st.unsubscribeAll(s)
 	}
-	for _, name := range names {
-		if name == everything {
-			st.subscribeAll(s)
-		} else if e := s.entries[name]; e == nil || !e.named {
-			if err := st.subscribe(s, name); err != nil {
-				return err
-			}
-		}
+	if err := st.subscribe(s, s.named.missing(sorted), nil); err != nil {
+		return err
 	}
 	if s.pending() {
 		st.notify()
@@ -167,7 +169,7 @@ func (st *stream) sotwAnswer(req *discoveryv3.DiscoveryRequest) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	s := st.subs[req.GetTypeUrl()]
-	if s == nil || !slices.Equal(s.asked, req.GetResourceNames()) {
+	if s == nil || s.asked != hashOfList(req.GetResourceNames()) {
 		return false
 	}
 	st.answered(s, req.GetResponseNonce(), refusal(req.GetErrorDetail()))
@@ -179,13 +181,9 @@ func (st *stream) subscribeAll(s *sub) {
 	if s.wildcard {
 		return
 	}
-	s.wildcard, s.answer = true, true
+	s.wildcard, s.answer, s.whole = true, true, true
 	if s.typ == EndpointType {
 		clear(st.ignored)
-	}
-	st.view.watchAll(s.typ, st.slot)
-	for _, name := range st.view.names(s.typ) {
-		s.touch(s.entry(name))
 	}
 }
 
@@ -193,53 +191,70 @@ func (st *stream) unsubscribeAll(s *sub) {
 	if !s.wildcard {
 		return
 	}
-	s.wildcard = false
-	st.view.unwatchAll(s.typ, st.slot)
-	for _, e := range s.entries {
-		if !e.named {
-			st.forsaken(s, e.name)
-			s.drop(e)
+	if s.whole {
+		for _, name := range s.named.all() {
+			s.touch(name, false)
 		}
 	}
+	s.wildcard, s.whole = false, false
+	var rest []string
+	for r := range s.held.All() {
+		if !s.named.has(r.Name) {
+			rest = append(rest, r.Name)
+		}
+	}
+	st.forget(s, rest)
 }
 
-// subscribe adds a name. A client that names what it already has may have forgotten it, so it is sent again.
-func (st *stream) subscribe(s *sub, name string) error {
-	if r := st.view.set[s.typ].Get(name); r != nil {
-		name = r.Name // one copy of the string for all streams
+// subscribe adds sorted names. A client that names what it already has may have forgotten it, so it is sent again, unless
+// the client says in the same breath that it has it.
+func (st *stream) subscribe(s *sub, names []string, has map[string]string) error {
+	if len(names) == 0 {
+		return nil
 	}
-	e := s.entry(name)
-	if !e.named {
-		if s.named++; s.named > MaxNames {
-			return limitError(s.typ, "resource names", s.named, MaxNames)
+	resources := st.view.set[s.typ]
+	for i, name := range names {
+		if r := resources.Get(name); r != nil {
+			names[i] = r.Name // one copy of the text for all streams
 		}
-		e.named = true
-		st.view.watch(s.typ, name, st.slot)
+		_, had := has[name]
+		s.touch(names[i], !had)
+		if s.typ == EndpointType {
+			delete(st.ignored, name)
+		}
 	}
-	if s.typ == EndpointType {
-		delete(st.ignored, name)
+	if fresh := s.named.missing(names); len(fresh) > 0 {
+		if n := s.named.len() + len(fresh); n > MaxNames {
+			return limitError(s.typ, "resource names", n, MaxNames)
+		}
+		s.named = st.sets.of(merged(s.named.all(), fresh))
 	}
-	e.force = true
-	s.touch(e)
 	return nil
 }
 
-// unsubscribe takes a name back. Under a wildcard the client cannot know whether it keeps the resource: it is told.
-func (st *stream) unsubscribe(s *sub, name string) {
-	e := s.entries[name]
-	if e == nil || !e.named {
+// unsubscribe takes sorted names back. Under a wildcard the client cannot know whether it keeps the resource: it is told.
+func (st *stream) unsubscribe(s *sub, names []string) {
+	left := (&nameSet{names}).missing(s.named.all())
+	if len(left) == s.named.len() {
 		return
 	}
-	e.named = false
-	s.named--
-	st.view.unwatch(s.typ, name, st.slot)
-	if s.wildcard {
-		e.force = true
-		s.touch(e)
-	} else {
-		st.forsaken(s, name)
-		s.drop(e)
+	was := s.named
+	s.named = st.sets.of(left)
+	if !s.wildcard {
+		st.forget(s, names)
+		return
 	}
+	for _, name := range names {
+		if was.has(name) {
+			s.touch(name, true)
+		}
+	}
+}
+
+// forget drops what is no longer subscribed to.
+func (st *stream) forget(s *sub, names []string) {
+	s.drop(names)
+	st.forsaken(s, func(name string) bool { return !s.wants(name) })
 }
 
 func checkNames(typ string, lists ...[]string) error {

@@ -5,9 +5,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -28,9 +29,10 @@ type Resource struct {
 	Version string // changes exactly when Body changes
 	Body    *anypb.Any
 
-	wire  *discoveryv3.Resource // the three above as delta sends them
-	hash  uint64                // of Name and Version
-	warms string                // a cluster whose endpoints come over ADS: their resource name
+	piece, body mem.Buffer // the bytes of it in a response, see wire.go; nil: not encoded yet
+	size        int        // of piece
+	hash        uint64     // of Name and Version
+	warms       string     // a cluster whose endpoints come over ADS: their resource name
 }
 
 // Set is everything one view serves: type URL -> resources by name. It is immutable once a Feed has returned it.
@@ -52,20 +54,24 @@ func encode(name string, m proto.Message) (*Resource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s %s: %w", m.ProtoReflect().Descriptor().FullName(), name, err)
 	}
-	sum := sha256.Sum256(value)
-	r := &Resource{
-		Name:    name,
-		Version: hex.EncodeToString(sum[:8]),
-		Body:    &anypb.Any{TypeUrl: typeURL(m), Value: value},
+	if !utf8.ValidString(name) {
+		return nil, fmt.Errorf("encode %s %q: the name is not UTF-8", m.ProtoReflect().Descriptor().FullName(), name)
 	}
-	r.wire = &discoveryv3.Resource{Name: r.Name, Version: r.Version, Resource: r.Body}
-	r.hash = hashOf(r.Name, r.Version)
+	r := newResource(name, typeURL(m), value)
 	if c, ok := m.(*clusterv3.Cluster); ok && c.GetType() == clusterv3.Cluster_EDS {
 		if r.warms = c.GetEdsClusterConfig().GetServiceName(); r.warms == "" {
 			r.warms = c.GetName()
 		}
 	}
 	return r, nil
+}
+
+func newResource(name, typ string, value []byte) *Resource {
+	sum := sha256.Sum256(value)
+	r := &Resource{Name: name, Version: hex.EncodeToString(sum[:8]), Body: &anypb.Any{TypeUrl: typ, Value: value}}
+	r.hash = hashOf(r.Name, r.Version)
+	r.lay()
+	return r
 }
 
 func typeURL(m proto.Message) string {
@@ -138,13 +144,6 @@ func (s Set) Sharing(old Set) Set {
 		out[typ] = named.sharing(old[typ])
 	}
 	return out
-}
-
-func (r *Resource) delta() *discoveryv3.Resource {
-	if r.wire != nil {
-		return r.wire
-	}
-	return &discoveryv3.Resource{Name: r.Name, Version: r.Version, Resource: r.Body}
 }
 
 func (r *Resource) contentHash() uint64 {

@@ -71,21 +71,3 @@ func TestSharing(t *testing.T) {
 		t.Error("nothing known became nothing there")
 	}
 }
-
-func TestSlots(t *testing.T) {
-	var s slots
-	for _, n := range []int{200, 3, 64} {
-		s.add(n)
-	}
-	var got []int
-	s.each(func(n int) { got = append(got, n) })
-	if !slices.Equal(got, []int{3, 64, 200}) || !s.has(64) || s.has(65) || s.has(1000) {
-		t.Errorf("got %v", got)
-	}
-	for _, n := range append(got, 5000) {
-		s.remove(n)
-	}
-	if !s.empty() {
-		t.Error("not empty")
-	}
-}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,8 @@ type stream struct {
 	subs   map[string]*sub
 	order  []*sub // in push order
 	nonce  uint64
-	warmed map[string]bool // clusters sent before the client named any endpoints; nil afterwards
+	sets   *nameSets
+	warmed map[string]bool // of a client that came with clusters: those sent before it named any endpoints; nil afterwards
 
 	warmTime  time.Duration
 	cold      map[string]cold // endpoints that listeners and routes wait for, see warm.go
@@ -39,36 +41,32 @@ type stream struct {
 	timer     *time.Timer     // wakes the sender when a wait ends; nil before the first
 }
 
-// sub is the subscription of one stream to one type, with the account of what was sent.
+// sub is the subscription of one stream to one type, with the account of what was sent. What is large in it is shared with
+// the view and with other streams that ask for the same and have got as far.
 type sub struct {
 	typ      string
 	wildcard bool
-	implicit bool // nothing was ever named: the wildcard is the old, unspoken one
-	named    int
-	entries  map[string]*entry
-	dirty    []*entry // to be looked at in the next push
-	gone     []*entry // to be removed at the end of a push
-	answer   bool     // a response is due even if it is empty
-	urgent   bool     // the client has just asked: do not wait for its answers to earlier responses
-	flights  []flight // sent and not answered, oldest first
-	came     bool     // the client has resources from an earlier stream
-	resume   string   // state of the world: the version the client came with
-	asked    []string // state of the world: the names of the last request
-	sum      uint64   // over what the client holds, see hashOf
-	label    string   // metric label; empty until known
+	implicit bool            // nothing was ever named: the wildcard is the old, unspoken one
+	named    *nameSet        // subscribed by name
+	held     *Named          // what the client has: a part of what it asks for; without bodies where it came with it
+	dirty    []mark          // to be looked at in the next push; a name may be there twice
+	marks    int             // dirty is put in order when it has grown to twice that
+	whole    bool            // everything is to be looked at in the next push
+	gone     map[string]bool // held, to be removed at the end of a push
+	answer   bool            // a response is due even if it is empty
+	urgent   bool            // the client has just asked: do not wait for its answers to earlier responses
+	flights  []flight        // sent and not answered, oldest first
+	came     bool            // the client has resources from an earlier stream
+	resume   string          // state of the world: the version the client came with
+	asked    uint64          // state of the world: hash of the names of the last request
+	label    string          // metric label; empty until known
 	status   TypeStatus
 }
 
-// entry is one resource name as one stream knows it.
-type entry struct {
-	name    string
-	sent    *Resource // what the client has; without a body when it came with it
-	named   bool      // subscribed by name
-	dirty   bool      // in sub.dirty
-	leaving bool      // in sub.gone
-	force   bool      // send it even if the client has it
-	missing bool      // the client has been told that it does not exist
-	dead    bool      // no longer in sub.entries
+// mark is a name to be looked at.
+type mark struct {
+	name  string
+	force bool // send it even if the client has it, or say that it is not there
 }
 
 type flight struct {
@@ -84,61 +82,110 @@ func (st *stream) notify() {
 	}
 }
 
-// mark puts the names on the dirty list. The caller holds the view's mu and notifies when all is marked.
-func (st *stream) mark(typ string, names []string) {
+// follow marks what differs between two sets and is asked for, and says whether there is any. differ remembers the
+// differences of a type. The caller holds the view's mu.
+func (st *stream) follow(old, set Set, differ map[string][]string) (marked bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if s := st.subs[typ]; s != nil {
+	for typ, s := range st.subs {
+		if old[typ] == set[typ] {
+			continue
+		}
+		names, known := differ[typ]
+		if !known {
+			names = diff(old[typ], set[typ])
+			differ[typ] = names
+		}
+		if len(names) == 0 && s.held == old[typ] {
+			s.held = set[typ]
+			continue
+		}
+		if s.wildcard && (old == nil || len(names) > set[typ].Len()/4+64) {
+			s.whole, marked = true, true
+			continue
+		}
 		for _, name := range names {
-			s.touch(s.entry(name))
+			if s.wants(name) {
+				s.touch(name, false)
+				marked = true
+			}
 		}
 	}
+	return marked
 }
 
-func (s *sub) entry(name string) *entry {
-	e := s.entries[name]
-	if e == nil {
-		e = &entry{name: name}
-		s.entries[name] = e
-	}
-	return e
-}
+// wants says that the name is subscribed to.
+func (s *sub) wants(name string) bool { return s.wildcard || s.named.has(name) }
 
-func (s *sub) touch(e *entry) {
-	if !e.dirty {
-		e.dirty = true
-		s.dirty = append(s.dirty, e)
+// touch marks a name. The list is bounded by what there is to ask for, however long the client does not read.
+func (s *sub) touch(name string, force bool) {
+	if s.dirty = append(s.dirty, mark{name, force}); len(s.dirty) > 2*s.marks+64 {
+		s.order()
 	}
 }
 
-// hold accounts for a resource that the client has, nil for none.
-func (s *sub) hold(e *entry, r *Resource) {
-	if e.sent != nil {
-		s.sum -= e.sent.contentHash()
-		s.status.Held--
+// order sorts what is dirty, each name once.
+func (s *sub) order() {
+	slices.SortFunc(s.dirty, func(a, b mark) int { return strings.Compare(a.name, b.name) })
+	out := s.dirty[:0]
+	for _, m := range s.dirty {
+		if last := len(out) - 1; last >= 0 && out[last].name == m.name {
+			out[last].force = out[last].force || m.force
+		} else {
+			out = append(out, m)
+		}
 	}
-	if r != nil {
-		s.sum += r.contentHash()
-		s.status.Held++
-	}
-	e.sent = r
+	s.dirty, s.marks = out, len(out)
 }
 
-// drop forgets an entry that is neither subscribed nor held.
-func (s *sub) drop(e *entry) {
-	s.hold(e, nil)
-	e.dead = true
-	delete(s.entries, e.name)
+// claim takes over what is dirty of a set.
+func (s *sub) claim(resources *Named) []mark {
+	if s.whole {
+		for _, name := range diff(s.held, resources) {
+			s.dirty = append(s.dirty, mark{name, false})
+		}
+	}
+	s.order()
+	out := s.dirty
+	s.dirty, s.marks, s.whole = nil, 0, false
+	return out
 }
+
+// hold accounts for what the client is about to have more and less. Where that is just what the set has, it is the set.
+func (s *sub) hold(resources *Named, more []*Resource, less []string) {
+	if len(more)+len(less) == 0 {
+		return
+	}
+	sum, n := s.held.hash(), s.held.Len()
+	for _, r := range more {
+		if was := s.held.Get(r.Name); was != nil {
+			sum, n = sum-was.contentHash(), n-1
+		}
+		sum, n = sum+r.contentHash(), n+1
+	}
+	for _, name := range less {
+		if was := s.held.Get(name); was != nil {
+			sum, n = sum-was.contentHash(), n-1
+		}
+	}
+	if sum == resources.hash() && n == resources.Len() {
+		s.held = resources
+		return
+	}
+	s.held = s.held.With(more...).without(less...)
+}
+
+// drop forgets what the client holds and no longer asks for.
+func (s *sub) drop(names []string) { s.held = s.held.without(names...) }
 
 // version is the content hash of what the client holds.
-func (s *sub) version() string { return fmt.Sprintf("%016x", s.sum) }
+func (s *sub) version() string { return fmt.Sprintf("%016x", s.held.hash()) }
 
 // full says that a state-of-the-world response must carry everything the client is to have.
 func (s *sub) full() bool { return s.wildcard || s.typ == ClusterType || s.typ == ListenerType }
 
 // pending says that there are changes to send, apart from removals that wait for others.
-func (s *sub) pending() bool { return len(s.dirty) > 0 || s.answer }
+func (s *sub) pending() bool { return len(s.dirty) > 0 || s.whole || s.answer }
 
 // ready says that a response may be sent before the client has answered the earlier ones.
 func (st *stream) ready(s *sub) bool {
@@ -159,7 +206,7 @@ func (st *stream) subscription(typ string) (*sub, bool, error) {
 	if len(st.subs) >= MaxTypes {
 		return nil, false, limitError(typ, "resource types on one stream", len(st.subs)+1, MaxTypes)
 	}
-	s := &sub{typ: typ, entries: map[string]*entry{}}
+	s := &sub{typ: typ}
 	st.subs[typ] = s
 	at, _ := slices.BinarySearchFunc(st.order, s, func(a, b *sub) int { return comparePush(a.typ, b.typ) })
 	st.order = slices.Insert(st.order, at, s)
@@ -217,7 +264,8 @@ func (st *stream) status() ClientStatus {
 	out := ClientStatus{Client: st.client, Delta: st.delta, Since: st.since}
 	for _, s := range st.order {
 		t := s.status
-		t.TypeURL, t.Wildcard, t.Names, t.Pending = s.typ, s.wildcard, s.named, len(s.dirty)+len(s.gone)
+		s.order()
+		t.TypeURL, t.Wildcard, t.Names, t.Held, t.Pending = s.typ, s.wildcard, s.named.len(), s.held.Len(), len(s.dirty)+len(s.gone)
 		out.Types = append(out.Types, t)
 	}
 	return out

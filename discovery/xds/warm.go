@@ -41,8 +41,8 @@ func (st *stream) launched(set Set, b batch, known bool) {
 				st.cold[r.Name] = c
 			}
 		}
-		for _, name := range b.removed {
-			st.forsaken(b.sub, name)
+		if len(b.removed) > 0 {
+			st.forsaken(b.sub, func(name string) bool { return slices.Contains(b.removed, name) })
 		}
 	}
 }
@@ -65,7 +65,7 @@ func (st *stream) expect(set Set, b batch) {
 		if _, ok := st.cold[name]; ok {
 			continue
 		}
-		if s != nil && s.entries[name] != nil && s.entries[name].sent != nil {
+		if s != nil && s.held.Get(name) != nil {
 			continue
 		}
 		if len(st.cold) == 0 {
@@ -86,7 +86,7 @@ func (st *stream) expire(now time.Time) {
 			continue
 		}
 		delete(st.cold, name)
-		if s := st.subs[EndpointType]; s == nil || s.entries[name] == nil {
+		if s := st.subs[EndpointType]; s == nil || !s.wants(name) {
 			st.ignored[name] = true
 		}
 	}
@@ -109,12 +109,13 @@ func (st *stream) settled(s *sub, answered []flight, refused bool) {
 	}
 }
 
-// forsaken ends the wait for endpoints that the client no longer wants, or was told are gone.
-func (st *stream) forsaken(s *sub, name string) {
-	if _, ok := st.cold[name]; !ok || s.typ != EndpointType {
+// forsaken ends the waits for endpoints that the client no longer wants, or was told are gone.
+func (st *stream) forsaken(s *sub, gone func(name string) bool) {
+	if s.typ != EndpointType || len(st.cold) == 0 {
 		return
 	}
-	if delete(st.cold, name); len(st.cold) == 0 {
+	maps.DeleteFunc(st.cold, func(name string, _ cold) bool { return gone(name) })
+	if len(st.cold) == 0 {
 		st.notify()
 	}
 }
@@ -155,10 +156,6 @@ func (st *stream) putBack(set Set, w work) bool {
 		return false
 	}
 	s.answer, s.urgent = s.answer || w.answer, s.urgent || w.urgent
-	for _, e := range w.entries {
-		if !e.dead {
-			s.touch(e)
-		}
-	}
+	s.dirty = append(s.dirty, w.marks...)
 	return true
 }

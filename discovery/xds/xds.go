@@ -1,8 +1,9 @@
 // Package xds serves resources over delta and state-of-the-world ADS.
 //
 // It knows sets of named, versioned resources, and which streams watch which names. It does not know what the resources
-// mean, apart from the order in which Envoy wants some types. Streams that share a Feed share one view: an index from
-// (type, name) to the streams that watch it, so a change costs what its watchers cost, however many names there are.
+// mean, apart from the order in which Envoy wants some types. A stream costs little memory: what it holds is the set that it
+// was sent last, the names that it asks for are one list with those who ask for the same, and what is sent are bytes that
+// all streams share.
 // Each stream has a sender of its own that takes the newest resource when it gets to it: a slow reader skips revisions
 // and never delays another.
 package xds
@@ -71,7 +72,7 @@ type Client struct {
 // Config is what a Server needs. Only Feed is required.
 type Config struct {
 	// Feed returns the view that the client gets, and what to call when its stream has ended. Clients that get the same
-	// Feed (the same pointer) share its index and its encoded bytes; the more they are, the less each costs. An error
+	// Feed (the same pointer) share the comparison of its sets; those whose sets have the same resources, their memory. An error
 	// refuses the stream with its text; a gRPC status is passed on as it is.
 	Feed func(c Client) (Feed, func(), error)
 	// Identify returns who the caller is, from its certificate or its token. An error refuses the stream.
@@ -89,6 +90,7 @@ type Server struct {
 	log      *slog.Logger
 	metrics  *metrics
 	warmTime time.Duration
+	sets     nameSets
 
 	mu      sync.Mutex
 	views   map[Feed]*view
@@ -107,8 +109,8 @@ func New(cfg Config) *Server {
 	}
 }
 
-// Register adds the aggregated discovery service to a gRPC server. Give that server grpc.MaxRecvMsgSize(MaxRequestBytes)
-// and keep-alive, so that streams of dead machines end.
+// Register adds the aggregated discovery service to a gRPC server. Make that server with ServerOptions, and
+// with keep-alive, so that streams of dead machines end.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, ads{s: s})
 }
@@ -124,11 +126,7 @@ func (a ads) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_D
 	return serve(a.s, g, g.Recv, protocol[*discoveryv3.DeltaDiscoveryRequest]{
 		delta:  true,
 		handle: (*stream).deltaRequest,
-		send: func(b batch) error {
-			r := b.deltaResponse()
-			b.sub.count(a.s.metrics, r, len(b.adds))
-			return g.Send(r)
-		},
+		send:   func(b batch) error { return a.s.send(g, &response{true, b}) },
 	})
 }
 
@@ -136,12 +134,13 @@ func (a ads) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_D
 func (a ads) StreamAggregatedResources(g discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
 	return serve(a.s, g, g.Recv, protocol[*discoveryv3.DiscoveryRequest]{
 		handle: (*stream).sotwRequest,
-		send: func(b batch) error {
-			r := b.sotwResponse()
-			b.sub.count(a.s.metrics, r, len(b.adds))
-			return g.Send(r)
-		},
+		send:   func(b batch) error { return a.s.send(g, &response{false, b}) },
 	})
+}
+
+func (s *Server) send(g grpc.ServerStream, r *response) error {
+	r.batch.sub.count(s.metrics, r)
+	return g.SendMsg(r)
 }
 
 // protocol is what differs between delta and state of the world.
@@ -221,7 +220,7 @@ func (s *Server) open(ctx context.Context, node *corev3.Node, delta bool) (*stre
 		return nil, s.refuse(c, codes.PermissionDenied, err)
 	}
 	st := &stream{client: c, delta: delta, since: time.Now(), log: s.log, metrics: s.metrics,
-		wake: make(chan struct{}, 1), subs: map[string]*sub{}, warmed: map[string]bool{},
+		wake: make(chan struct{}, 1), subs: map[string]*sub{}, sets: &s.sets,
 		warmTime: s.warmTime, cold: map[string]cold{}, ignored: map[string]bool{}}
 	st.judge, _ = feed.(Judge)
 	st.release = func() {

@@ -56,7 +56,7 @@ func TestDelta(t *testing.T) {
 		}},
 		{"unknown names are answered", ab(), func(d *deltaStream, feed *memory) {
 			d.subscribe(thingType, "x", "a", "c")
-			d.want("Thing +a=1 -x -c")
+			d.want("Thing +a=1 -c -x")
 			d.quiet()
 			feed.publish(changed)
 			d.want("Thing +c=1")
