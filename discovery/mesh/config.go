@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"net/netip"
+	"reflect"
+	"slices"
 	"strconv"
 	"time"
 
@@ -145,16 +147,18 @@ type PeerAuthentication struct {
 }
 
 // AuthorizationPolicy is an Istio AuthorizationPolicy. DryRun: it is evaluated and counted, and decides nothing
-// (annotation istio.io/dry-run).
+// (annotation istio.io/dry-run). Closed: the object is wrong, and Spec keeps out all that it may have been meant to.
 type AuthorizationPolicy struct {
 	Object ObjectRef
 	DryRun bool
+	Closed bool                          `json:",omitempty"`
 	Spec   *security.AuthorizationPolicy // never nil; without rules it allows nothing
 }
 
-// RequestAuthentication is an Istio RequestAuthentication.
+// RequestAuthentication is an Istio RequestAuthentication. Closed: the object is wrong, and takes no token.
 type RequestAuthentication struct {
 	Object ObjectRef
+	Closed bool `json:",omitempty"`
 	Spec   *security.RequestAuthentication
 }
 
@@ -215,4 +219,36 @@ type Sink interface {
 // until the first one is built; the channel is never nil.
 type Snapshots interface {
 	Latest() (*Snapshot, <-chan struct{})
+}
+
+// Empty reports whether in says nothing at all.
+func (in Input) Empty() bool {
+	v := reflect.ValueOf(in)
+	for i := range v.NumField() {
+		if v.Field(i).Len() > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Clone copies the lists of in, for a sink owns those it is given; what they point to is never written.
+func (in Input) Clone() Input {
+	v := reflect.ValueOf(&in).Elem()
+	for i := range v.NumField() {
+		if f := v.Field(i); f.Len() > 0 {
+			f.Set(reflect.AppendSlice(reflect.MakeSlice(f.Type(), 0, f.Len()), f))
+		} else {
+			f.SetZero()
+		}
+	}
+	return in
+}
+
+// Sound returns in without the policies that are Closed.
+func (in Input) Sound() Input {
+	in = in.Clone()
+	in.AuthorizationPolicies = slices.DeleteFunc(in.AuthorizationPolicies, func(p *AuthorizationPolicy) bool { return p.Closed })
+	in.RequestAuthentications = slices.DeleteFunc(in.RequestAuthentications, func(r *RequestAuthentication) bool { return r.Closed })
+	return in
 }

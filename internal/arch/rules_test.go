@@ -60,7 +60,7 @@ var rules = []rule{
 	{pkgs: []string{"discovery/lint"}, ours: base, others: istioTypes, pure: true},
 	{pkgs: []string{"discovery/source/file"}, ours: join(base, "discovery/config", "discovery/config/written"), others: []string{"github.com/fsnotify/fsnotify"}},
 	{
-		pkgs: []string{"discovery/source/kube"}, ours: join(base, "discovery/config", "discovery/identity"),
+		pkgs: []string{"discovery/source/kube"}, ours: join(base, "discovery/config", "discovery/config/written", "discovery/identity"),
 		others: join(kubernetes, append(metrics, "github.com/go-logr/logr")...),
 	},
 	{

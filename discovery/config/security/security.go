@@ -18,14 +18,24 @@ import (
 )
 
 // object is what the checks of this package are methods of.
-type object struct{ *written.Object }
+type object struct {
+	*written.Object
+	harmless bool // what is wrong is that it matches nothing
+}
 
 // dryRunAnnotation makes a policy one that decides nothing.
 const dryRunAnnotation = "istio.io/dry-run"
 
-// AuthorizationPolicy decodes the object; nil when something is wrong with it.
+// AuthorizationPolicy decodes the object. One that is wrong is Closed; nil when it would decide nothing.
 func AuthorizationPolicy(w *written.Object) *mesh.AuthorizationPolicy {
-	o := &object{w}
+	o := &object{Object: w}
+	if p := o.authorizationPolicy(); p != nil || o.harmless {
+		return p
+	}
+	return o.closedPolicy()
+}
+
+func (o *object) authorizationPolicy() *mesh.AuthorizationPolicy {
 	spec := &security.AuthorizationPolicy{}
 	if o.EmptySpec() { // it allows nothing
 		var e written.Envelope
@@ -54,9 +64,16 @@ func AuthorizationPolicy(w *written.Object) *mesh.AuthorizationPolicy {
 	return &mesh.AuthorizationPolicy{Object: o.Ref, DryRun: dry, Spec: spec}
 }
 
-// RequestAuthentication decodes the object; nil when something is wrong with it.
+// RequestAuthentication decodes the object. One that is wrong is Closed; nil when it is for nobody.
 func RequestAuthentication(w *written.Object) *mesh.RequestAuthentication {
-	o := &object{w}
+	o := &object{Object: w}
+	if r := o.requestAuthentication(); r != nil {
+		return r
+	}
+	return o.closedRequests()
+}
+
+func (o *object) requestAuthentication() *mesh.RequestAuthentication {
 	spec := &security.RequestAuthentication{}
 	if _, ok := o.Spec(spec); !ok {
 		return nil
@@ -80,6 +97,7 @@ func (o *object) checkAuthorization(p *security.AuthorizationPolicy) {
 		o.Reject("spec.provider", written.ReasonConflict, "only action CUSTOM has a provider", "remove it, or set action: CUSTOM")
 	}
 	if p.GetAction() != security.AuthorizationPolicy_ALLOW && len(p.GetRules()) == 0 {
+		o.harmless = !o.Failed
 		o.Reject("spec.rules", written.ReasonMissing, fmt.Sprintf("action %s without rules matches nothing", p.GetAction()), "write a rule; {} matches everything")
 	}
 	for i, r := range p.GetRules() {
@@ -275,7 +293,7 @@ func (o *object) checkKeys(at string, j *security.JWTRule) {
 
 // PeerAuthentication decodes the object; nil when something is wrong with it.
 func PeerAuthentication(w *written.Object) *mesh.PeerAuthentication {
-	o := &object{w}
+	o := &object{Object: w}
 	spec := &security.PeerAuthentication{}
 	if _, ok := o.Spec(spec); !ok {
 		return nil

@@ -90,6 +90,7 @@ const (
 	ReasonConflict       = "Conflict"       // fields that exclude each other
 	ReasonDuplicate      = "Duplicate"      // declared twice
 	ReasonUnsupported    = "Unsupported"    // understood, not honoured
+	ReasonClosed         = "FailsClosed"    // a security object that is wrong: it keeps out what it may have been meant to
 	ReasonSatisfied      = "Satisfied"      // not needed: what it asks for is done without it
 	ReasonUnknownHost    = "UnknownHost"    // a host that no service has
 	ReasonUnknownSubset  = "UnknownSubset"  // a subset that no DestinationRule of the host defines

@@ -17,9 +17,9 @@ func identify(o mesh.ObjectRef) identity { return identity{o.Kind, o.Namespace, 
 // keepBroken adds to what a file says now what it said before of objects that are still there but broken, as an API
 // server would refuse the edit: those that a Problem names and, if a document no longer parses, all that are missing.
 // It marks the Problems.
-func keepBroken(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
+func keepBroken(now, before mesh.Input, problems []mesh.Problem) (mesh.Input, []mesh.Problem) {
 	if len(problems) == 0 {
-		return now
+		return now, nil
 	}
 	k := &keeper{broken: map[identity]bool{}, have: map[identity]bool{}, kept: map[identity]bool{}}
 	for _, p := range problems {
@@ -32,10 +32,11 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 	now.Exports = keep(k, now.Exports, before.Exports, func(x *mesh.Export) mesh.ObjectRef { return x.Object })
 	now.VirtualServices = keep(k, now.VirtualServices, before.VirtualServices, func(x *mesh.VirtualService) mesh.ObjectRef { return x.Object })
 	now.DestinationRules = keep(k, now.DestinationRules, before.DestinationRules, func(x *mesh.DestinationRule) mesh.ObjectRef { return x.Object })
+	now.Sidecars = keep(k, now.Sidecars, before.Sidecars, func(x *mesh.SidecarConfig) mesh.ObjectRef { return x.Object })
 	now.Gateways = keep(k, now.Gateways, before.Gateways, func(x *mesh.Gateway) mesh.ObjectRef { return x.Object })
 	now.PeerAuthentications = keep(k, now.PeerAuthentications, before.PeerAuthentications, func(x *mesh.PeerAuthentication) mesh.ObjectRef { return x.Object })
-	now.AuthorizationPolicies = keep(k, now.AuthorizationPolicies, before.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) mesh.ObjectRef { return x.Object })
-	now.RequestAuthentications = keep(k, now.RequestAuthentications, before.RequestAuthentications, func(x *mesh.RequestAuthentication) mesh.ObjectRef { return x.Object })
+	now.AuthorizationPolicies = keepOpen(k, now.AuthorizationPolicies, before.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) (mesh.ObjectRef, bool) { return x.Object, x.Closed })
+	now.RequestAuthentications = keepOpen(k, now.RequestAuthentications, before.RequestAuthentications, func(x *mesh.RequestAuthentication) (mesh.ObjectRef, bool) { return x.Object, x.Closed })
 	now.EnvoyFilters = keep(k, now.EnvoyFilters, before.EnvoyFilters, func(x *mesh.EnvoyFilter) mesh.ObjectRef { return x.Object })
 	now.Credentials = keep(k, now.Credentials, before.Credentials, func(x *mesh.Credential) mesh.ObjectRef { return x.Object })
 	// Of one ConfigMap the two keys stand for themselves.
@@ -49,7 +50,7 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 			problems[i].Message += "; what was valid before stays in use until a restart"
 		}
 	}
-	return now
+	return now, slices.DeleteFunc(problems, func(p mesh.Problem) bool { return p.Reason == written.ReasonClosed && k.kept[identify(p.Object)] })
 }
 
 // anyone reports whether the Problem is about something that may have been any object.
@@ -78,23 +79,25 @@ func keep[T any](k *keeper, now, before []T, ref func(T) mesh.ObjectRef) []T {
 	return now
 }
 
-// clone copies the lists, for the sink owns those it is given; what they point to is never written.
-func clone(in mesh.Input) mesh.Input {
-	in.Services = slices.Clone(in.Services)
-	in.Workloads = slices.Clone(in.Workloads)
-	in.Slices = slices.Clone(in.Slices)
-	in.Exports = slices.Clone(in.Exports)
-	in.VirtualServices = slices.Clone(in.VirtualServices)
-	in.DestinationRules = slices.Clone(in.DestinationRules)
-	in.Gateways = slices.Clone(in.Gateways)
-	in.PeerAuthentications = slices.Clone(in.PeerAuthentications)
-	in.AuthorizationPolicies = slices.Clone(in.AuthorizationPolicies)
-	in.RequestAuthentications = slices.Clone(in.RequestAuthentications)
-	in.EnvoyFilters = slices.Clone(in.EnvoyFilters)
-	in.Credentials = slices.Clone(in.Credentials)
-	in.MeshConfigs = slices.Clone(in.MeshConfigs)
-	in.Networks = slices.Clone(in.Networks)
-	return in
+// keepOpen is keep for policies: one that was valid is better than one that is closed, and that than none.
+func keepOpen[T any](k *keeper, now, before []T, say func(T) (mesh.ObjectRef, bool)) []T {
+	ref := func(x T) mesh.ObjectRef { r, _ := say(x); return r }
+	closed := func(x T) bool { _, is := say(x); return is }
+	split := func(list []T) (open, shut []T) {
+		for _, x := range list {
+			if closed(x) {
+				shut = append(shut, x)
+			} else {
+				open = append(open, x)
+			}
+		}
+		return open, shut
+	}
+	nowOpen, nowShut := split(now)
+	beforeOpen, beforeShut := split(before)
+	out := keep(k, nowOpen, beforeOpen, ref)
+	nowShut = slices.DeleteFunc(nowShut, func(x T) bool { return k.kept[identify(ref(x))] })
+	return append(out, keep(k, nowShut, beforeShut, ref)...)
 }
 
 // keepNamed returns what data declares by name, and as it was what is missing because a document is broken.

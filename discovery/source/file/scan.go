@@ -289,8 +289,8 @@ func (w *watch) relabel() bool {
 // report decodes the file and tells the sink. What an edit broke stays in use as it was.
 func (w *watch) report(key string, st *state) {
 	in, problems := config.Decode(key, st.data, config.Options{Domain: w.cfg.Domain, Namespaces: w.labels, Nodes: w.nodes})
-	st.in = keepBroken(in, st.in, problems)
-	out := clone(st.in)
+	st.in, problems = keepBroken(in, st.in, problems)
+	out := st.in.Clone()
 	out.Problems = problems
 	w.log.Debug("file read", "source", key, "problems", len(problems))
 	w.cfg.Sink.Report(key, out)

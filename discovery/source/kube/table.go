@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/config/written"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
@@ -151,12 +152,12 @@ func (t *table) report(e *entry) {
 	if !told {
 		return
 	}
-	in = keepValid(in, e.in, problems)
+	in, problems = keepValid(in, e.in, problems)
 	e.in, e.problems = in, problems
-	out := clone(in)
+	out := in.Clone()
 	out.Problems = problems
 	switch {
-	case !empty(in) || len(problems) > 0:
+	case !in.Empty() || len(problems) > 0:
 		e.reported = true
 		t.c.sink.Report(t.keyOf(e), out)
 	case e.reported:
@@ -167,7 +168,7 @@ func (t *table) report(e *entry) {
 
 // keepValid returns what an object says now, and what it said before of the parts that an edit broke: an API server has
 // no memory of what was valid. It marks the problems of these parts.
-func keepValid(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
+func keepValid(now, before mesh.Input, problems []mesh.Problem) (mesh.Input, []mesh.Problem) {
 	mark := func(about func(field string) bool) {
 		for i, p := range problems {
 			if about(p.Field) {
@@ -175,9 +176,10 @@ func keepValid(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 			}
 		}
 	}
-	if empty(now) && !empty(before) && len(problems) > 0 {
+	if now.Sound().Empty() && !before.Sound().Empty() && len(problems) > 0 {
+		problems = slices.DeleteFunc(problems, func(p mesh.Problem) bool { return p.Reason == written.ReasonClosed })
 		mark(func(string) bool { return true })
-		return before
+		return before, problems
 	}
 	part := func(key string) func(string) bool {
 		return func(field string) bool { return field == key || strings.HasPrefix(field, key+".") }
@@ -193,7 +195,7 @@ func keepValid(now, before mesh.Input, problems []mesh.Problem) mesh.Input {
 		mark(about)
 		now.Networks = before.Networks
 	}
-	return now
+	return now, problems
 }
 
 // decode says what an object means where it stands; told is false for kinds that say nothing by themselves.
@@ -223,31 +225,6 @@ func (t *table) decode(e *entry) (in mesh.Input, problems []mesh.Problem, told b
 		return in, problems, true
 	}
 	return in, nil, false
-}
-
-func empty(in mesh.Input) bool {
-	return len(in.Services)+len(in.Workloads)+len(in.Slices)+len(in.Exports)+len(in.VirtualServices)+len(in.DestinationRules)+
-		len(in.Gateways)+len(in.PeerAuthentications)+len(in.AuthorizationPolicies)+len(in.RequestAuthentications)+len(in.EnvoyFilters)+len(in.Credentials)+
-		len(in.Networks)+len(in.MeshConfigs) == 0
-}
-
-// clone copies the lists, for the sink owns those it is given; what they point to is never written.
-func clone(in mesh.Input) mesh.Input {
-	in.Services = append([]*mesh.ServiceDecl(nil), in.Services...)
-	in.Workloads = append([]*mesh.Workload(nil), in.Workloads...)
-	in.Slices = append([]*mesh.EndpointSlice(nil), in.Slices...)
-	in.Exports = append([]*mesh.Export(nil), in.Exports...)
-	in.VirtualServices = append([]*mesh.VirtualService(nil), in.VirtualServices...)
-	in.DestinationRules = append([]*mesh.DestinationRule(nil), in.DestinationRules...)
-	in.Gateways = append([]*mesh.Gateway(nil), in.Gateways...)
-	in.PeerAuthentications = append([]*mesh.PeerAuthentication(nil), in.PeerAuthentications...)
-	in.AuthorizationPolicies = append([]*mesh.AuthorizationPolicy(nil), in.AuthorizationPolicies...)
-	in.RequestAuthentications = append([]*mesh.RequestAuthentication(nil), in.RequestAuthentications...)
-	in.EnvoyFilters = append([]*mesh.EnvoyFilter(nil), in.EnvoyFilters...)
-	in.Credentials = append([]*mesh.Credential(nil), in.Credentials...)
-	in.Networks = append([]*mesh.Network(nil), in.Networks...)
-	in.MeshConfigs = append([]*mesh.MeshConfig(nil), in.MeshConfigs...)
-	return in
 }
 
 func (t *table) String() string { return fmt.Sprintf("%s of cluster %s", t.fullName(), t.c.id) }

@@ -2,6 +2,7 @@ package authz_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -17,6 +18,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -26,8 +28,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	"github.com/isthmus-mesh/isthmus/discovery/translate/authz"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/jwt"
@@ -195,12 +203,12 @@ func (r *rig) start(ctx context.Context, web, echo string) {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		r.t.Fatal(err)
 	}
-	log, err := os.Create(filepath.Join(r.dir, "envoy.log"))
+	output, err := os.Create(filepath.Join(r.dir, "envoy.log"))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	cmd := exec.CommandContext(ctx, envoytest.Path(r.t), "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "--disable-hot-restart", "-l", "warning")
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
@@ -208,7 +216,7 @@ func (r *rig) start(ctx context.Context, web, echo string) {
 		cmd.Process.Kill()
 		cmd.Wait()
 		if r.t.Failed() {
-			out, _ := os.ReadFile(log.Name())
+			out, _ := os.ReadFile(output.Name())
 			r.t.Logf("envoy says:\n%s", out[:min(len(out), 4000)])
 		}
 	})
@@ -225,6 +233,80 @@ func (r *rig) start(ctx context.Context, web, echo string) {
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
+	}
+}
+
+// trust makes what was taken from the system's roots until now be checked by those in the file.
+func (r *rig) trust(roots string) {
+	text, err := json.Marshal(r.clusters)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	text = bytes.ReplaceAll(text, []byte("/etc/ssl/certs/ca-certificates.crt"), []byte(roots))
+	r.clusters = nil
+	if err := json.Unmarshal(text, &r.clusters); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// keysOverTLS serves the issuer's keys over HTTPS with a certificate for the names, and returns their URL at localhost.
+func keysOverTLS(t *testing.T, root *pki, names []string, of *issuer) string {
+	t.Helper()
+	cert, key, _ := root.issue(t, &x509.Certificate{DNSNames: names, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { fmt.Fprintf(w, `{"keys":[%s]}`, of.jwk()) }))
+	s.TLS, s.Config.ErrorLog = &tls.Config{Certificates: []tls.Certificate{pair}}, log.New(io.Discard, "", 0)
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
+	return "https://localhost:" + port + "/keys"
+}
+
+// rpcAuthorizer answers Envoy's questions over gRPC: it lets requests pass that say so, and connections when told to.
+type rpcAuthorizer struct {
+	authv3.UnimplementedAuthorizationServer
+	connections atomic.Bool
+	at          net.Addr
+	stop        func()
+}
+
+func startRPC(t *testing.T) *rpcAuthorizer {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	a := &rpcAuthorizer{at: l.Addr(), stop: s.Stop}
+	authv3.RegisterAuthorizationServer(s, a)
+	go s.Serve(l)
+	t.Cleanup(s.Stop)
+	return a
+}
+
+func (a *rpcAuthorizer) Check(_ context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	request := req.GetAttributes().GetRequest().GetHttp()
+	if request.GetHeaders()["x-allow"] == "yes" || request == nil && a.connections.Load() {
+		return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.OK)}}, nil
+	}
+	return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.PermissionDenied)}}, nil
+}
+
+// cluster is where Envoy finds it.
+func (a *rpcAuthorizer) cluster() any {
+	const name = "outbound|9001||authz.shop.svc.cluster.local"
+	return map[string]any{
+		"name": name, "type": "STATIC", "connect_timeout": "5s",
+		"typed_extension_protocol_options": map[string]any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": map[string]any{
+			"@type":                "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+			"explicit_http_config": map[string]any{"http2_protocol_options": map[string]any{}},
+		}},
+		"load_assignment": map[string]any{"cluster_name": name, "endpoints": []any{map[string]any{"lb_endpoints": []any{
+			map[string]any{"endpoint": map[string]any{"address": address(a.at.(*net.TCPAddr).Port)}},
+		}}}},
 	}
 }
 
@@ -344,6 +426,47 @@ spec: {action: CUSTOM, provider: {name: web}, rules: [{to: [{operation: {paths: 
 metadata: {name: lost, namespace: shop}
 spec: {action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {paths: ["/lost"]}}]}]}
 `)
+	const wrong = "rules: [{form: []}]"
+	r.http("wrong-allow", nil, policyHead+"metadata: {name: wrong, namespace: shop}\nspec: {"+wrong+"}\n"+policyHead+"metadata: {name: right, namespace: shop}\nspec: {rules: [{to: [{operation: {paths: [/open]}}]}]}\n")
+	r.http("wrong-deny", nil, policyHead+"metadata: {name: wrong, namespace: shop}\nspec: {action: DENY, "+wrong+"}\n"+policyHead+"metadata: {name: right, namespace: shop}\nspec: {rules: [{}]}\n")
+	r.http("wrong-root", nil, policyHead+"metadata: {name: wrong, namespace: istio-system}\nspec: {action: DENY, "+wrong+"}\n")
+	r.http("wrong-elsewhere", nil, policyHead+"metadata: {name: wrong, namespace: shop}\nspec: {selector: {matchLabels: {app: other}}, action: DENY, "+wrong+"}\n")
+	const requests = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\n"
+	r.http("wrong-tokens", nil, requests+"metadata: {name: wrong, namespace: shop}\nspec: {jwtRules: [{issuer: other, jwks: rubbish}]}\n")
+	r.http("wrong-beside", nil, requests+"metadata: {name: wrong, namespace: shop}\nspec: {jwtRules: [{issuer: other, jwks: rubbish}]}\n"+
+		requests+"metadata: {name: right, namespace: shop}\nspec: {jwtRules: [{issuer: \"https://issuer.example.com\", jwks: '"+iss.jwk()+"'}]}\n")
+	for _, https := range []string{"secure", "impostor"} {
+		names := []string{"localhost"}
+		if https == "impostor" { // a good certificate, but somebody else's
+			names = []string{"elsewhere.example.com"}
+		}
+		r.http(https, nil, requests+"metadata: {name: jwt, namespace: shop}\nspec: {jwtRules: [{issuer: other, jwksUri: \""+keysOverTLS(t, root, names, other)+"\"}]}\n")
+	}
+	r.trust(write("root.pem", rootPEM))
+	const askRPC = `
+apiVersion: v1
+kind: Service
+metadata: {name: authz, namespace: shop}
+spec: {clusterIP: 10.96.0.9, ports: [{name: grpc, port: 9001}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - {name: rpc, envoyExtAuthzGrpc: {service: authz.shop.svc.cluster.local, port: 9001, timeout: 5s}}
+`
+	r.http("rpc", nil, askRPC+policyHead+`
+metadata: {name: ask, namespace: shop}
+spec: {action: CUSTOM, provider: {name: rpc}, rules: [{to: [{operation: {paths: ["/ask*"]}}]}]}
+`)
+	r.tcp("tcp-rpc", nil, askRPC+policyHead+`
+metadata: {name: ask, namespace: shop}
+spec: {action: CUSTOM, provider: {name: rpc}, rules: [{}]}
+`)
+	rpc := startRPC(t)
+	r.clusters = append(r.clusters, rpc.cluster())
 	r.tcp("tcp-allow-http", nil, policyHead+"metadata: {name: a, namespace: shop}\nspec: {rules: [{to: [{operation: {methods: [GET]}}]}]}\n")
 	r.tcp("tcp-deny-http", nil, policyHead+"metadata: {name: a, namespace: shop}\nspec: {action: DENY, rules: [{to: [{operation: {methods: [GET], ports: [\"9\"]}}]}]}\n")
 	r.tcp("tcp-deny-all", nil, policyHead+"metadata: {name: a, namespace: shop}\nspec: {action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}\n")
@@ -402,6 +525,13 @@ spec: {action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {path
 			t.Fatalf("keys behind a URL: %d", code)
 		}
 	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if code, _ := ask("secure", "", "GET", "/", "authorization", "Bearer "+foreign); code == 200 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("keys behind a URL over TLS: %d", code)
+		}
+	}
 	for _, c := range []struct {
 		name, id, method, target string
 		headers                  []string
@@ -450,6 +580,21 @@ spec: {action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {path
 		{"custom", "", "GET", "/ask", nil, 403, "ext_authz_denied"},
 		{"custom", "", "GET", "/ask", []string{"x-allow", "yes"}, 200, ""},
 		{"custom", "", "GET", "/lost", []string{"x-allow", "yes"}, 403, ""},
+		{"rpc", "", "GET", "/free", nil, 200, ""},
+		{"rpc", "", "GET", "/ask", nil, 403, "ext_authz_denied"},
+		{"rpc", "", "GET", "/ask", []string{"x-allow", "yes"}, 200, ""},
+		{"secure", "", "GET", "/", []string{"authorization", "Bearer " + keyless}, 401, ""},
+		{"secure", "", "GET", "/", nil, 200, ""},
+		{"impostor", "", "GET", "/", []string{"authorization", "Bearer " + foreign}, 401, ""},
+		{"wrong-allow", "", "GET", "/", nil, 403, ""},
+		{"wrong-allow", "", "GET", "/open", nil, 200, ""},
+		{"wrong-deny", "", "GET", "/", nil, 403, ""},
+		{"wrong-root", "", "GET", "/", nil, 403, ""},
+		{"wrong-elsewhere", "", "GET", "/", nil, 200, ""},
+		{"wrong-tokens", "", "GET", "/", nil, 200, ""},
+		{"wrong-tokens", "", "GET", "/", []string{"authorization", "Bearer " + foreign}, 401, ""},
+		{"wrong-beside", "", "GET", "/", []string{"authorization", "Bearer " + foreign}, 401, ""},
+		{"wrong-beside", "", "GET", "/", []string{"authorization", "Bearer " + good}, 200, ""},
 	} {
 		code, h := ask(c.name, c.id, c.method, c.target, c.headers...)
 		if code != c.want || c.details != "" && h.Get("x-details") != c.details {
@@ -485,10 +630,21 @@ spec: {action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {path
 		name, id string
 		want     bool
 	}{
-		{"tcp-allow-http", "", false}, {"tcp-deny-http", "", true}, {"tcp-deny-all", "", false}, {"tcp-peer", page, true}, {"tcp-peer", birch, false},
+		{"tcp-rpc", "", false}, {"tcp-allow-http", "", false}, {"tcp-deny-http", "", true}, {"tcp-deny-all", "", false}, {"tcp-peer", page, true}, {"tcp-peer", birch, false},
 	} {
 		if got := passes(c.name, c.id); got != c.want {
 			t.Errorf("%s %s: passes %v, want %v", c.name, c.id, got, c.want)
 		}
+	}
+	rpc.connections.Store(true)
+	if !passes("tcp-rpc", "") {
+		t.Error("a connection that the authorizer allows is closed")
+	}
+	rpc.stop()
+	if code, _ := ask("rpc", "", "GET", "/ask", "x-allow", "yes"); code != 403 {
+		t.Errorf("with an authorizer that is away: %d, want 403", code)
+	}
+	if passes("tcp-rpc", "") {
+		t.Error("with an authorizer that is away the connection passes")
 	}
 }

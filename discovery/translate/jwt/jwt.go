@@ -56,6 +56,9 @@ func Filter(snap *mesh.Snapshot, p *mesh.Proxy) (*hcmv3.HttpFilter, []*clusterv3
 		if !target.Applies(root, p, ra.Object.Namespace, s.GetSelector().GetMatchLabels(), refs) {
 			continue
 		}
+		if ra.Closed {
+			b.closed(ra.Object)
+		}
 		for i, r := range s.GetJwtRules() {
 			b.rule(ra.Object, i, r)
 		}
@@ -76,6 +79,15 @@ type builder struct {
 	names    []string // of the providers, in the order of the rules
 	clusters []*clusterv3.Cluster
 	problems []mesh.Problem
+}
+
+// closed takes no token: a provider of any issuer, whose keys nobody has.
+func (b *builder) closed(object mesh.ObjectRef) {
+	name := fmt.Sprintf("ns[%s]-request[%s]-closed", object.Namespace, object.Name)
+	b.config.Providers[name] = &jwtv3.JwtProvider{
+		JwksSourceSpecifier: &jwtv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: nobodysKeys}}},
+	}
+	b.names = append(b.names, name)
 }
 
 func (b *builder) rule(object mesh.ObjectRef, i int, r *security.JWTRule) {
