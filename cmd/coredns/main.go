@@ -12,7 +12,11 @@ import (
 )
 
 func main() {
-	at := slices.Index(dnsserver.Directives, "kubernetes")
-	dnsserver.Directives = slices.Insert(dnsserver.Directives, at, "isthmus")
+	dnsserver.Directives = ordered(dnsserver.Directives)
 	coremain.Run()
+}
+
+// ordered returns CoreDNS's plugins with ours in its place.
+func ordered(directives []string) []string {
+	return slices.Insert(slices.Clone(directives), slices.Index(directives, "kubernetes"), "isthmus")
 }

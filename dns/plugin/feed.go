@@ -4,21 +4,19 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
+	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	dnsv1 "github.com/isthmus-mesh/isthmus/api/dns/v1"
@@ -29,49 +27,73 @@ import (
 // HostType is the type URL of the resources the plugin subscribes to.
 const HostType = "type.googleapis.com/isthmus.dns.v1.Host"
 
-// feed keeps a zone equal to what isthmusd serves. Its fields belong to the goroutine that calls update.
+const (
+	// connectWithin is how long one address of isthmusd may take to answer before the next one is tried.
+	connectWithin = 3 * time.Second
+	// restartAfter is how long a part of the feed that failed waits.
+	restartAfter = time.Second
+)
+
+// feed keeps a zone equal to what isthmusd serves.
 type feed struct {
-	cfg   Config
-	hosts map[string]*dnsv1.Host
-	given func(*zone.Zone)
+	cfg  Config
+	zone atomic.Pointer[zone.Zone] // nil until the first data; written by the goroutine that calls update
+	keep *keeper                   // nil: nothing is kept on disk
+	next atomic.Uint64             // the address to try
 }
 
-func newFeed(cfg Config, given func(*zone.Zone)) (*feed, error) {
-	f := &feed{cfg: cfg, hosts: map[string]*dnsv1.Host{}, given: given}
+func newFeed(cfg Config) *feed {
+	f := &feed{cfg: cfg}
 	if cfg.Cache == "" {
-		return f, nil
+		return f
 	}
-	data, err := os.ReadFile(cfg.Cache)
-	if errors.Is(err, fs.ErrNotExist) {
-		return f, nil
+	f.keep = newKeeper(cfg.Cache)
+	if kept := f.keep.load(); len(kept) > 0 {
+		f.publish(f.empty().With(kept, nil))
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the last good data: %w", err)
+	return f
+}
+
+func (f *feed) empty() *zone.Zone {
+	return zone.New(nil, zone.Options{Zones: f.cfg.Zones, TTL: f.cfg.TTL})
+}
+
+// run follows isthmusd, and keeps what it says on disk, until ctx ends. Nothing ends it before: not a file that is not
+// there yet, and not a panic.
+func (f *feed) run(ctx context.Context) {
+	var g sync.WaitGroup
+	g.Go(func() { again(ctx, "stream", f.stream) })
+	if f.keep != nil {
+		g.Go(func() { again(ctx, "last good data", f.keep.run) })
 	}
-	var kept []json.RawMessage
-	if err := json.Unmarshal(data, &kept); err != nil {
-		log.Warningf("last good data in %s cannot be read and are not used: %v", cfg.Cache, err)
-		return f, nil
-	}
-	for _, raw := range kept {
-		h := new(dnsv1.Host)
-		if protojson.Unmarshal(raw, h) == nil {
-			f.hosts[h.GetName()] = h
+	g.Wait()
+}
+
+// again runs a part until ctx ends.
+func again(ctx context.Context, what string, part func(context.Context) error) {
+	for ctx.Err() == nil {
+		if err := guarded(ctx, part); err != nil && ctx.Err() == nil {
+			log.Errorf("%s: %v", what, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(restartAfter):
 		}
 	}
-	f.publish()
-	return f, nil
 }
 
-func (f *feed) run(ctx context.Context) error {
-	root, err := os.ReadFile(f.cfg.Root)
-	if err != nil {
-		return fmt.Errorf("read the root certificate: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(root) {
-		return fmt.Errorf("%s holds no certificate", f.cfg.Root)
-	}
+// guarded runs a part and makes a panic an error: the answers that are there go on.
+func guarded(ctx context.Context, part func(context.Context) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			panics.Inc()
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return part(ctx)
+}
+
+func (f *feed) stream(ctx context.Context) error {
 	hostname, err := os.Hostname()
 	if err != nil {
 		hostname = "coredns"
@@ -80,80 +102,87 @@ func (f *feed) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// What was kept on disk is offered with a version nobody serves: all of it is sent anew, and what is gone is named.
+	// What was kept is offered with a version nobody serves: all of it is sent anew, and what is gone is named.
 	resume := map[string]string{}
-	for name := range f.hosts {
-		resume[name] = "kept"
+	if z := f.zone.Load(); z != nil {
+		for h := range z.All() {
+			resume[h.GetName()] = "kept"
+		}
 	}
-	client := xdsclient.New(xdsclient.Config{
-		Resume:  map[string]map[string]string{HostType: resume},
-		Targets: f.cfg.Servers,
-		DialOptions: []grpc.DialOption{
-			grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, ServerName: f.cfg.ServerName, MinVersion: tls.VersionTLS13})),
-			grpc.WithPerRPCCredentials(bearer{f.cfg.Token, f.cfg.Cluster}),
-			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		},
-		Node:      &corev3.Node{Id: "dns~" + hostname, Metadata: metadata},
-		Subscribe: map[string][]string{HostType: nil},
-		OnUpdate:  f.update,
+	said := ""
+	return xdsclient.New(xdsclient.Config{
+		Resume:         map[string]map[string]string{HostType: resume},
+		Dial:           f.dial,
+		ConnectTimeout: connectWithin,
+		Node:           &corev3.Node{Id: "dns~" + hostname, Metadata: metadata},
+		Subscribe:      map[string][]string{HostType: nil},
+		OnUpdate:       f.update,
 		OnState: func(up bool, err error) {
 			connected.Set(map[bool]float64{true: 1}[up])
-			if err != nil && ctx.Err() == nil {
+			switch {
+			case up:
+				said = ""
+				log.Info("stream from isthmusd is up")
+			case err != nil && ctx.Err() == nil && err.Error() != said: // tried again every second: said once
+				said = err.Error()
 				log.Warningf("no stream from isthmusd: %v", err)
 			}
 		},
 		Log: slog.New(slog.DiscardHandler),
-	})
-	return client.Run(ctx)
+	}).Run(ctx)
 }
 
-// update takes one response. The first one on a connection says what is new since the versions we have.
+// dial connects to one address after the other. The root is read each time: it may come late, and is rotated.
+func (f *feed) dial(context.Context) (*grpc.ClientConn, error) {
+	root, err := os.ReadFile(f.cfg.Root)
+	if err != nil {
+		return nil, fmt.Errorf("read the root certificate: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(root) {
+		return nil, fmt.Errorf("%s holds no certificate", f.cfg.Root)
+	}
+	server := f.cfg.Servers[int((f.next.Add(1)-1)%uint64(len(f.cfg.Servers)))]
+	return grpc.NewClient(server,
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, ServerName: f.cfg.ServerName, MinVersion: tls.VersionTLS13})),
+		grpc.WithPerRPCCredentials(bearer{f.cfg.Token, f.cfg.Cluster}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+	)
+}
+
+// maxResponse is the largest response that is taken: some 500,000 names.
+const maxResponse = 64 << 20
+
+// update takes one response. The first one on a connection says what is new since the versions we have. A host that
+// cannot be read refuses the response; what is served stays as it is.
 func (f *feed) update(u xdsclient.Update) error {
 	if u.TypeURL != HostType {
 		return nil
 	}
+	changed := make(map[string]*dnsv1.Host, len(u.Added))
 	for _, r := range u.Added {
 		h := new(dnsv1.Host)
 		if err := r.GetResource().UnmarshalTo(h); err != nil {
 			return fmt.Errorf("host %s: %w", r.GetName(), err)
 		}
-		f.hosts[r.GetName()] = h
+		changed[r.GetName()] = h
 	}
-	for _, name := range u.Removed {
-		delete(f.hosts, name)
+	z := f.zone.Load()
+	if z == nil {
+		z = f.empty()
 	}
-	f.publish()
+	f.publish(z.With(changed, u.Removed))
+	if f.keep != nil {
+		f.keep.changed(f.zone.Load())
+	}
 	return nil
 }
 
-func (f *feed) publish() {
-	f.given(zone.New(f.hosts, zone.Options{Zones: f.cfg.Zones, TTL: f.cfg.TTL}))
-	if f.cfg.Cache == "" {
-		return
-	}
-	if err := f.save(); err != nil {
-		log.Warningf("last good data not kept: %v", err)
-	}
-}
-
-func (f *feed) save() error {
-	kept := make([]json.RawMessage, 0, len(f.hosts))
-	for _, h := range f.hosts {
-		raw, err := protojson.Marshal(h)
-		if err != nil {
-			return err
-		}
-		kept = append(kept, raw)
-	}
-	data, err := json.Marshal(kept)
-	if err != nil {
-		return err
-	}
-	tmp := filepath.Join(filepath.Dir(f.cfg.Cache), "."+filepath.Base(f.cfg.Cache)+".new")
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, f.cfg.Cache)
+func (f *feed) publish(z *zone.Zone) {
+	f.zone.Store(z)
+	hosts.Set(float64(z.Len()))
+	lastChange.Set(float64(time.Now().Unix()))
 }
 
 // bearer reads the token anew for each connection, since it is rotated. It says whose API server knows the token.

@@ -24,10 +24,7 @@ func setup(c *caddy.Controller) error {
 	if err != nil {
 		return plugin.Error(name, err)
 	}
-	x, err := New(cfg)
-	if err != nil {
-		return plugin.Error(name, err)
-	}
+	x := New(cfg)
 	c.OnStartup(x.start)
 	c.OnShutdown(x.stop)
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
@@ -92,8 +89,8 @@ func parse(c *caddy.Controller) (Config, error) {
 					return cfg, err
 				}
 				ttl, err := strconv.ParseUint(got[0], 10, 32)
-				if err != nil || ttl > 3600 {
-					return cfg, c.Errf("ttl %s: seconds from 0 to 3600 are wanted", got[0])
+				if err != nil || ttl < 1 || ttl > 3600 {
+					return cfg, c.Errf("ttl %s: seconds from 1 to 3600 are wanted", got[0])
 				}
 				cfg.TTL = uint32(ttl)
 			default:

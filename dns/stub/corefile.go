@@ -52,7 +52,7 @@ func Add(corefile string, zones []string, to netip.Addr) (string, error) {
 	}
 	out.WriteString(first + "\n")
 	for _, z := range zones {
-		fmt.Fprintf(&out, "%s:53 {\n    errors\n    cache 5\n    forward . %s\n}\n", z, to)
+		fmt.Fprintf(&out, "%s:53 {\n    errors\n    cache 1\n    forward . %s\n}\n", z, to)
 	}
 	out.WriteString(end + "\n")
 	return out.String(), nil

@@ -42,12 +42,12 @@ func TestAdd(t *testing.T) {
 	want := usual + begin + `
 global:53 {
     errors
-    cache 5
+    cache 1
     forward . 10.96.0.20
 }
 clusterset.local:53 {
     errors
-    cache 5
+    cache 1
     forward . 10.96.0.20
 }
 ` + end + "\n"

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/miekg/dns"
-
 	dnsv1 "github.com/isthmus-mesh/isthmus/api/dns/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
@@ -39,6 +37,9 @@ func clusterSet(snap *mesh.Snapshot, s *mesh.Service) []*dnsv1.Host {
 		h.Addresses = slices.Compact(h.Addresses)
 		slices.SortFunc(out[1:], func(a, b *dnsv1.Host) int { return strings.Compare(a.Name, b.Name) })
 		out = slices.CompactFunc(out, func(a, b *dnsv1.Host) bool { return a.Name == b.Name })
+		for _, pod := range out[1:] {
+			h.Targets = append(h.Targets, pod.Name)
+		}
 	}
 	if len(h.Addresses) == 0 { // not headless, or every pod is behind a gateway: the mesh's address reaches one of them
 		for _, a := range s.VIPs {
@@ -74,72 +75,12 @@ func HostName(e *mesh.Endpoint) string {
 
 // clusterSetPorts are the ports of all exports together, of all protocols.
 func clusterSetPorts(s *mesh.Service) []*dnsv1.Port {
-	var out []*dnsv1.Port
+	if s.Facts.Ports == nil {
+		return ports(s)
+	}
+	out := make([]*dnsv1.Port, 0, len(s.Facts.Ports))
 	for _, p := range s.Facts.Ports {
 		out = append(out, &dnsv1.Port{Name: p.Name, Number: p.Number, Protocol: strings.ToLower(p.Protocol)})
 	}
-	if out == nil {
-		for _, p := range s.Ports {
-			proto := "tcp"
-			if p.Protocol == mesh.UDP {
-				proto = "udp"
-			}
-			out = append(out, &dnsv1.Port{Name: p.Name, Number: p.Number, Protocol: proto})
-		}
-	}
 	return out
-}
-
-// podsOf finds the names of pods below each headless host: two labels more.
-func podsOf(hosts map[string]*dnsv1.Host) map[string][]string {
-	out := map[string][]string{}
-	for key, h := range hosts {
-		name := dns.CanonicalName(key)
-		if !h.GetHeadless() || !strings.HasSuffix(name, mesh.ClusterSetSuffix+".") {
-			continue
-		}
-		_, rest, _ := strings.Cut(name, ".")
-		_, parent, _ := strings.Cut(rest, ".")
-		if _, ok := hosts[strings.TrimSuffix(parent, ".")]; ok {
-			out[parent] = append(out[parent], name)
-		}
-	}
-	for _, names := range out {
-		slices.Sort(names)
-	}
-	return out
-}
-
-// srv answers with one record for each port number and target: the host itself, or the pods of a headless one.
-func (z *Zone) srv(m *dns.Msg, header dns.RR_Header, name string, h *host, ports []*dnsv1.Port) {
-	targets := []string{name}
-	if pods := z.pods[name]; len(pods) > 0 {
-		targets = pods
-	}
-	for _, target := range targets {
-		seen := map[uint32]bool{}
-		for _, p := range ports {
-			if !seen[p.GetNumber()] {
-				m.Answer = append(m.Answer, &dns.SRV{Hdr: header, Weight: 100, Port: uint16(p.GetNumber()), Target: target})
-			}
-			seen[p.GetNumber()] = true
-		}
-		if t := z.hosts[target]; t != nil && len(seen) > 0 {
-			m.Extra = append(m.Extra, z.addresses(target, t)...)
-		} else if target == name && len(seen) > 0 {
-			m.Extra = append(m.Extra, z.addresses(target, h)...) // of a wildcard
-		}
-	}
-}
-
-func versionOf(apex string) string {
-	if dns.IsSubDomain("clusterset.local.", apex) {
-		return ClusterSetVersion
-	}
-	return Version
-}
-
-// FollowsEndpoints reports whether the names of s depend on its endpoints, not on its addresses alone.
-func FollowsEndpoints(s *mesh.Service) bool {
-	return s.Headless || s.Facts != nil && s.Facts.Headless && s.Global
 }

@@ -17,6 +17,7 @@ func sample() *Zone {
 		"reviews.default.global":       {Addresses: []string{"240.0.0.7", "fd69::7"}, Ports: []*dnsv1.Port{{Name: "http", Number: 9080, Protocol: "tcp"}}},
 		"four.default.global":          {Addresses: []string{"240.0.0.8"}},
 		"*.wild.global":                {Addresses: []string{"240.0.0.9"}},
+		"here.below.wild.global":       {Addresses: []string{"240.0.0.11"}},
 		"db.default.svc.cluster.local": {Addresses: []string{"10.0.0.1", "10.0.0.2"}, Headless: true},
 		"api.example.com":              {Addresses: []string{"240.0.0.10"}},
 	}, Options{Zones: []string{"global", "cluster.local"}})
@@ -39,6 +40,26 @@ func TestAnswer(t *testing.T) {
 		{"wild.global. A", "NOERROR SOA"},
 		{"_http._tcp.reviews.default.global. SRV", "NOERROR 9080 reviews.default.global."},
 		{"_grpc._tcp.reviews.default.global. SRV", "NXDOMAIN SOA"},
+		{"_tcp.reviews.default.global. SRV", "NOERROR SOA"}, // exists because of what is below
+		{"_udp.reviews.default.global. SRV", "NXDOMAIN SOA"},
+		{"_http._tcp.reviews.default.global. A", "NOERROR SOA"},
+		{"reviews.default.global. ANY", "NOERROR RFC8482"},
+		{"none.default.global. ANY", "NXDOMAIN SOA"},
+		{"x.below.wild.global. A", "NXDOMAIN SOA"}, // the closest name that exists has no wildcard (RFC 4592)
+		{"x.y.wild.global. AAAA", "NOERROR SOA"},
+		{"*.wild.global. A", "NOERROR 240.0.0.9"},
+		{"ns.dns.global. A", "NOERROR SOA"},
+		{"dns-version.global. A", "NOERROR SOA"},
+		{"cluster.local. SOA", "NOERROR ns.dns.cluster.local."},
+		{"8.0.0.240.in-addr.arpa. TXT", "NOERROR"},
+		{"7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.9.6.d.f.ip6.arpa. PTR", "NOERROR reviews.default.global."},
+		{"7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.9.6.d.g.ip6.arpa. PTR", "not ours"},
+		{"api.example.com. AAAA", "NOERROR"},
+		{"api.example.com. HTTPS", "NOERROR"}, // its hints would lead around the mesh
+		{"api.example.com. MX", "not ours"},
+		{"example.com. A", "not ours"},
+		{"a\\.b.default.global. A", "NXDOMAIN SOA"},
+		{"a\\.global. A", "not ours"}, // one label
 		{"reviews.default.global. SRV", "NOERROR 9080 reviews.default.global."},
 		{"7.0.0.240.in-addr.arpa. PTR", "NOERROR reviews.default.global."},
 		{"1.0.0.10.in-addr.arpa. PTR", "not ours"},
@@ -49,6 +70,7 @@ func TestAnswer(t *testing.T) {
 		name, kind, _ := strings.Cut(c.ask, " ")
 		q := new(dns.Msg)
 		q.SetQuestion(name, dns.StringToType[kind])
+		q.Id = 0 // pods take turns by it
 		if got := show(sample().Answer(q)); got != c.want {
 			t.Errorf("%s: %s, want %s", c.ask, got, c.want)
 		}
@@ -72,6 +94,8 @@ func show(m *dns.Msg, ours bool) string {
 			out = append(out, rr.Ns)
 		case *dns.SOA:
 			out = append(out, rr.Ns)
+		case *dns.HINFO:
+			out = append(out, rr.Cpu)
 		case *dns.TXT:
 			out = append(out, rr.Txt...)
 		case *dns.SRV:
@@ -112,9 +136,17 @@ func FuzzAnswer(f *testing.F) {
 		if m.Unpack(packet) != nil {
 			return
 		}
-		if reply, ours := z.Answer(m); ours {
-			if _, err := reply.Pack(); err != nil {
-				t.Fatalf("reply to %q does not pack: %v", packet, err)
+		for _, size := range []int{dns.MinMsgSize, dns.MaxMsgSize} {
+			wire, result := z.Reply(nil, m, size)
+			if result == NotOurs {
+				continue
+			}
+			reply := new(dns.Msg)
+			if err := reply.Unpack(wire); err != nil || len(wire) > size {
+				t.Fatalf("reply to %q: %d octets, %v", packet, len(wire), err)
+			}
+			if !reply.Response || reply.Id != m.Id || len(reply.Question) != 1 || reply.Question[0] != m.Question[0] {
+				t.Fatalf("reply to %v: %v", m, reply)
 			}
 		}
 	})
@@ -184,6 +216,7 @@ func TestClusterSet(t *testing.T) {
 		name, kind, _ := strings.Cut(c.ask, " ")
 		q := new(dns.Msg)
 		q.SetQuestion(name, dns.StringToType[kind])
+		q.Id = 0 // pods take turns by it
 		if got := show(z.Answer(q)); got != c.want {
 			t.Errorf("%s: %s, want %s", c.ask, got, c.want)
 		}

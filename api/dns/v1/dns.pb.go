@@ -30,6 +30,7 @@ type Host struct {
 	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // IPv4 and IPv6, sorted
 	Ports         []*Port                `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`         // for SRV
 	Headless      bool                   `protobuf:"varint,4,opt,name=headless,proto3" json:"headless,omitempty"`  // addresses are those of the endpoints; PTR is not answered for them
+	Targets       []string               `protobuf:"bytes,5,rep,name=targets,proto3" json:"targets,omitempty"`     // SRV answers with these names, of hosts of their own, in place of this one; sorted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -90,6 +91,13 @@ func (x *Host) GetHeadless() bool {
 		return x.Headless
 	}
 	return false
+}
+
+func (x *Host) GetTargets() []string {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
 }
 
 type Port struct {
@@ -156,12 +164,13 @@ var File_api_dns_v1_dns_proto protoreflect.FileDescriptor
 
 const file_api_dns_v1_dns_proto_rawDesc = "" +
 	"\n" +
-	"\x14api/dns/v1/dns.proto\x12\x0eisthmus.dns.v1\"\x80\x01\n" +
+	"\x14api/dns/v1/dns.proto\x12\x0eisthmus.dns.v1\"\x9a\x01\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12*\n" +
 	"\x05ports\x18\x03 \x03(\v2\x14.isthmus.dns.v1.PortR\x05ports\x12\x1a\n" +
-	"\bheadless\x18\x04 \x01(\bR\bheadless\"N\n" +
+	"\bheadless\x18\x04 \x01(\bR\bheadless\x12\x18\n" +
+	"\atargets\x18\x05 \x03(\tR\atargets\"N\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x1a\n" +

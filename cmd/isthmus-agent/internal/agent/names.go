@@ -54,26 +54,23 @@ func (a *agent) addNames() error {
 		return err
 	}
 	end := &streamEnd{}
-	hosts := map[string]*dnsv1.Host{}
+	names := zone.New(nil, zone.Options{Zones: dns.Zones, Recursive: true})
 	client := xdsclient.New(xdsclient.Config{
 		Node: node, Log: log, Subscribe: map[string][]string{hostType: nil},
 		Dial: func(ctx context.Context) (*grpc.ClientConn, error) {
 			return a.connect(ctx, grpc.WithChainStreamInterceptor(end.intercept))
 		},
 		OnUpdate: func(u xdsclient.Update) error {
-			next := maps.Clone(hosts)
+			changed := make(map[string]*dnsv1.Host, len(u.Added))
 			for _, r := range u.Added {
-				var h dnsv1.Host
-				if err := r.GetResource().UnmarshalTo(&h); err != nil {
+				h := new(dnsv1.Host)
+				if err := r.GetResource().UnmarshalTo(h); err != nil {
 					return fmt.Errorf("host %s: %w", r.GetName(), err)
 				}
-				next[r.GetName()] = &h
+				changed[r.GetName()] = h
 			}
-			for _, name := range u.Removed {
-				delete(next, name)
-			}
-			hosts = next
-			server.Set(zone.New(hosts, zone.Options{Zones: dns.Zones}))
+			names = names.With(changed, u.Removed)
+			server.Set(names)
 			return nil
 		},
 		OnState: func(connected bool, err error) {

@@ -16,13 +16,9 @@ import (
 	mdns "github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/isthmus-mesh/isthmus/dns/zone"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
-
-// Answerer answers what is its own to answer, as *zone.Zone does.
-type Answerer interface {
-	Answer(q *mdns.Msg) (*mdns.Msg, bool)
-}
 
 // Config is what a Server needs.
 type Config struct {
@@ -35,7 +31,7 @@ type Config struct {
 // Server answers on loopback, UDP and TCP.
 type Server struct {
 	c    Config
-	zone atomic.Pointer[Answerer]
+	zone atomic.Pointer[zone.Zone] // nil until something is known
 	busy chan struct{}
 }
 
@@ -46,7 +42,7 @@ const MaxForwards = 512
 func New(c Config) *Server { return &Server{c: c, busy: make(chan struct{}, MaxForwards)} }
 
 // Set replaces the zone.
-func (s *Server) Set(a Answerer) { s.zone.Store(&a) }
+func (s *Server) Set(z *zone.Zone) { s.zone.Store(z) }
 
 // Resolvers reads the name servers of a resolv.conf as host:port.
 func Resolvers(path string) ([]string, error) {
@@ -125,32 +121,42 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// maxUDP is the largest answer over UDP, for those who say that they take as much: over loopback nothing is cut in pieces.
+const maxUDP = 4096
+
+// Size returns the largest answer to q.
+func Size(q *mdns.Msg, tcp bool) int { return zone.Size(q, tcp, maxUDP) }
+
 // ServeDNS answers one question.
 func (s *Server) ServeDNS(w mdns.ResponseWriter, q *mdns.Msg) {
-	reply := s.answer(q, w.LocalAddr().Network() == "tcp")
-	size := mdns.MinMsgSize
-	if w.LocalAddr().Network() == "tcp" {
-		size = mdns.MaxMsgSize
-	} else if opt := q.IsEdns0(); opt != nil {
-		size = min(max(size, int(opt.UDPSize())), 4096)
+	defer func() {
+		if p := recover(); p != nil {
+			s.c.Log.Error("question not answered", "err", fmt.Errorf("panic: %v", p))
+		}
+	}()
+	tcp := w.LocalAddr().Network() == "tcp"
+	if z := s.zone.Load(); z != nil {
+		if wire, result := z.Reply(nil, q, Size(q, tcp)); result != zone.NotOurs {
+			_, _ = w.Write(wire) // a client that went away needs no answer
+			return
+		}
 	}
-	reply.Truncate(size)
-	_ = w.WriteMsg(reply) // a client that went away needs no answer
+	reply := s.other(q, tcp)
+	reply.Truncate(Size(q, tcp))
+	_ = w.WriteMsg(reply)
 }
 
-func (s *Server) answer(q *mdns.Msg, tcp bool) *mdns.Msg {
+// other answers what is not the zone's to answer.
+func (s *Server) other(q *mdns.Msg, tcp bool) *mdns.Msg {
 	failed := func(rcode int) *mdns.Msg { return new(mdns.Msg).SetRcode(q, rcode) }
-	if q.Response || len(q.Question) != 1 {
+	switch {
+	case q.Response || len(q.Question) != 1:
 		return failed(mdns.RcodeFormatError)
-	}
-	if zone := s.zone.Load(); zone == nil {
+	case q.Opcode != mdns.OpcodeQuery:
+		return failed(mdns.RcodeNotImplemented)
+	case s.zone.Load() == nil && meshName(mdns.CanonicalName(q.Question[0].Name)):
 		// Nothing is known yet. "No such name" would be remembered by the asker, this is not.
-		if name := mdns.CanonicalName(q.Question[0].Name); meshName(name) {
-			return failed(mdns.RcodeServerFailure)
-		}
-	} else if reply, ours := (*zone).Answer(q); ours {
-		reply.RecursionAvailable = true
-		return reply
+		return failed(mdns.RcodeServerFailure)
 	}
 	select {
 	case s.busy <- struct{}{}:
@@ -174,23 +180,4 @@ func meshName(name string) bool {
 		}
 	}
 	return false
-}
-
-func (s *Server) forward(q *mdns.Msg, tcp bool) *mdns.Msg {
-	for _, server := range s.c.Upstream {
-		network := "udp"
-		if tcp {
-			network = "tcp"
-		}
-		dialer := s.c.Dialer()
-		dialer.Timeout = 2 * time.Second
-		client := mdns.Client{Net: network, Dialer: &dialer, Timeout: 2 * time.Second, UDPSize: 4096}
-		reply, _, err := client.Exchange(q, server)
-		if err != nil {
-			s.c.Log.Debug("name server does not answer", "server", server, "err", err)
-			continue
-		}
-		return reply
-	}
-	return nil
 }
