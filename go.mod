@@ -43,6 +43,7 @@ require (
 	github.com/envoyproxy/go-control-plane v0.14.0
 	k8s.io/cli-runtime v0.37.0
 	k8s.io/cri-streaming v0.37.2
+	sigs.k8s.io/gateway-api v1.6.0
 )
 
 require (

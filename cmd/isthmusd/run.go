@@ -24,6 +24,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/operator"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/views"
 	"github.com/isthmus-mesh/isthmus/discovery/config/refs"
+	"github.com/isthmus-mesh/isthmus/discovery/gatewayapi"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/source/kube"
@@ -111,6 +112,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	sc := store.DefaultConfig(d.local)
 	sc.ClusterNames, sc.PodNames = slices.Contains(cfg.Names, "cluster"), slices.Contains(cfg.Names, "pod")
 	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), d.kept.memory, refs.Check
+	sc.Derive = gatewayapi.Derive
 	if cfg.Source.Kube.Enabled {
 		sc.ControlPlaneHost = mesh.LocalHost("isthmusd", cfg.Source.Kube.Namespace)
 	}

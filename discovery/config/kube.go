@@ -18,9 +18,6 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
-// namespace only checks: its labels were read before.
-func (o *object) namespace() { o.Into(&corev1.Namespace{}) }
-
 func (o *object) service() {
 	var s corev1.Service
 	if !o.Into(&s) {
@@ -32,7 +29,7 @@ func (o *object) service() {
 	}
 	decl := &mesh.ServiceDecl{
 		Object: o.Ref, Cluster: o.d.opts.cluster(), Hosts: []string{o.Host(s.Name)}, Ports: o.servicePorts(s.Spec.Ports), Facts: facts(&s),
-		PublishNotReady: s.Spec.PublishNotReadyAddresses,
+		PublishNotReady: s.Spec.PublishNotReadyAddresses, Outside: ExternalAddresses(&s), Balanced: s.Spec.Type == corev1.ServiceTypeLoadBalancer,
 	}
 	if len(s.Spec.Selector) > 0 {
 		decl.Selector = s.Spec.Selector

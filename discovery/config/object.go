@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -74,7 +75,7 @@ func (d *decoder) add(doc *written.Document, raw []byte, prefix, itemKind string
 	if !ok {
 		group = ""
 	}
-	if ref.Namespace == "" && handled(group) && h.Kind != "Namespace" {
+	if ref.Namespace == "" && handled(group) && !slices.Contains(clusterScoped, h.Kind) {
 		ref.Namespace = "default"
 	}
 	if kind, isList := strings.CutSuffix(h.Kind, "List"); isList && err == nil && handled(group) {
@@ -110,6 +111,10 @@ func versions(group string) []string {
 		return []string{"v1", "v1beta1"}
 	case "multicluster.x-k8s.io":
 		return []string{"v1beta1", "v1alpha1"}
+	case groupGatewayAPI:
+		return []string{"v1", "v1beta1", "v1alpha3", "v1alpha2"}
+	case groupIngress:
+		return []string{"v1"}
 	}
 	return nil
 }
@@ -129,7 +134,11 @@ func kinds(group string) (decoded, ignored, unsupported []string) {
 		return []string{"PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"}, nil, nil
 	case "multicluster.x-k8s.io":
 		return []string{"ServiceExport"}, []string{"ServiceImport"}, nil
-	case "gateway.networking.k8s.io", "telemetry.istio.io", "extensions.istio.io":
+	case groupGatewayAPI:
+		return slices.Sorted(maps.Keys(kubeKinds[group])), nil, []string{"UDPRoute", "ListenerSet"}
+	case groupIngress:
+		return slices.Sorted(maps.Keys(kubeKinds[group])), []string{"NetworkPolicy", "IPAddress", "ServiceCIDR"}, nil
+	case "telemetry.istio.io", "extensions.istio.io":
 		return nil, nil, nil
 	}
 	return nil, nil, nil
@@ -158,7 +167,16 @@ func (o *object) decode() {
 	if o.d.opts.Remote && o.Group == groupGatewayAPI {
 		return // routes and other gateways are said in the cluster of the control plane
 	}
-	if !o.known() || !o.named() {
+	if !o.known() {
+		return
+	}
+	if _, ok := kubeKinds[o.Group][o.Ref.Kind]; ok {
+		if o.namedAs(o.Ref.Kind + "." + o.Group) {
+			o.kubeObject()
+		}
+		return
+	}
+	if !o.named() {
 		return
 	}
 	switch o.Ref.Kind {
@@ -215,7 +233,7 @@ func (o *object) known() bool {
 	case slices.Contains(decoded, kind):
 		return true
 	case slices.Contains(ignored, kind):
-	case slices.Contains(unsupported, kind), o.Group == "gateway.networking.k8s.io", o.Group == "telemetry.istio.io", o.Group == "extensions.istio.io":
+	case slices.Contains(unsupported, kind), o.Group == "telemetry.istio.io", o.Group == "extensions.istio.io":
 		o.unhonoured()
 	case retired[o.Group] != "":
 		o.Reject("kind", written.ReasonUnsupported, o.Ref.Kind+" is a kind of Istio's first policy API, which no Istio since 1.6 reads", retired[o.Group])
@@ -230,7 +248,10 @@ func (o *object) known() bool {
 }
 
 // named checks and defaults name and namespace, and refuses what the file already has.
-func (o *object) named() bool {
+func (o *object) named() bool { return o.namedAs(o.Ref.Kind) }
+
+// namedAs is named for a kind that another group has, too.
+func (o *object) namedAs(kind string) bool {
 	if o.Ref.Name == "" {
 		o.Reject("metadata.name", written.ReasonMissing, "the object has no name", "give it one")
 		return false
@@ -239,18 +260,20 @@ func (o *object) named() bool {
 		o.Reject("metadata.name", written.ReasonInvalidValue, written.Show(o.Ref.Name)+" is not a name", written.Rule(e))
 		return false
 	}
-	if o.Ref.Kind == "Namespace" {
+	if slices.Contains(clusterScoped, o.Ref.Kind) {
 		o.Ref.Namespace = ""
 	}
 	if e := validation.IsDNS1123Label(o.Ref.Namespace); o.Ref.Namespace != "" && len(e) > 0 {
 		o.Reject("metadata.namespace", written.ReasonInvalidValue, written.Show(o.Ref.Namespace)+" is not a namespace", written.Rule(e))
 		return false
 	}
-	if first, twice := o.d.seen[o.Ref.String()]; twice {
+	id := o.Ref
+	id.Kind = kind
+	if first, twice := o.d.seen[id.String()]; twice {
 		o.Reject("", written.ReasonDuplicate, "is also declared at "+first+", which is used", "remove one of the two")
 		return false
 	}
-	o.d.seen[o.Ref.String()] = o.Ref.Source
+	o.d.seen[id.String()] = o.Ref.Source
 	return true
 }
 

@@ -22,6 +22,9 @@ const meshGateway = "mesh"
 // that they match.
 func Routes(services []*mesh.VirtualService) (out []mesh.Problem) {
 	for _, vs := range services {
+		if vs.GatewayAPI { // rules of several routes, in order: the first may well take all
+			continue
+		}
 		gateways := vs.Spec.GetGateways()
 		if len(gateways) == 0 {
 			gateways = []string{meshGateway}

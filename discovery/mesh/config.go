@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -29,6 +30,8 @@ type ServiceDecl struct {
 	PublishNotReady bool           `json:",omitempty"`
 	Export          bool           // label isthmus.io/export: "true" on the Service or its Namespace
 	ExportTo        []ClusterID    // annotation isthmus.io/export-to; empty: every peer
+	Outside         []string       `json:",omitempty"` // addresses and names by which a Kubernetes Service is reached from outside of the cluster, sorted
+	Balanced        bool           `json:",omitempty"` // of type LoadBalancer: without Outside it has no address yet
 	Facts           *Facts         `json:",omitempty"` // of a Kubernetes Service; nil otherwise
 	Ranges          []netip.Prefix `json:",omitempty"` // ServiceEntry addresses that are ranges
 	OneAddress      bool           `json:",omitempty"` // resolution DNS: connections go to whatever address was resolved last (DNS_ROUND_ROBIN)
@@ -98,18 +101,21 @@ type VirtualService struct {
 	Spec   *networking.VirtualService
 	// Origins says where each rule of Spec.Http stands when delegates gave some; nil: in Object, in the same order.
 	Origins []Origin `json:",omitempty"`
+	// GatewayAPI: prefixes of paths end at a slash, and what leads to no destination gets 500, as in the Gateway API.
+	GatewayAPI bool `json:",omitempty"`
 }
 
 // Origin is the place of one HTTP rule.
 type Origin struct {
 	Object ObjectRef
-	Index  int // in spec.http
+	Index  int    // in spec.http, or in Field
+	Field  string `json:",omitempty"` // "spec.rules" of the Gateway API's routes; empty: spec.http
 }
 
 // Rule returns the object that has the HTTP rule with that index in Spec.Http, and its path there.
 func (vs *VirtualService) Rule(i int) (ObjectRef, string) {
 	if i < len(vs.Origins) {
-		return vs.Origins[i].Object, "spec.http[" + strconv.Itoa(vs.Origins[i].Index) + "]"
+		return vs.Origins[i].Object, cmp.Or(vs.Origins[i].Field, "spec.http") + "[" + strconv.Itoa(vs.Origins[i].Index) + "]"
 	}
 	return vs.Object, "spec.http[" + strconv.Itoa(i) + "]"
 }
@@ -138,6 +144,11 @@ func (s *SidecarConfig) GetSpec() *networking.Sidecar {
 type Gateway struct {
 	Object ObjectRef
 	Spec   *networking.Gateway
+	// Routers is the namespace of those that it selects; empty: any.
+	Routers string `json:",omitempty"`
+	// Secrets are those that its servers may name in any namespace ("kubernetes-gateway://NAMESPACE/NAME"); others they
+	// name are of the router's namespace.
+	Secrets []string `json:",omitempty"`
 }
 
 // PeerAuthentication is an Istio PeerAuthentication.
@@ -198,6 +209,7 @@ type Input struct {
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
 	Credentials            []*Credential
+	KubeObjects            []*KubeObject
 
 	PodRanges   []netip.Prefix // of the local cluster, as its nodes tell
 	Networks    []*Network     // of one ID several may be reported: their parts add up

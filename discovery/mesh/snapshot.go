@@ -24,6 +24,9 @@ type Snapshot struct {
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
 	Credentials            []*Credential
+	KubeObjects            []*KubeObject   // what the next two follow from, with objects above
+	Statuses               []*ObjectStatus // see Derived
+	Backends               []*BackendTLS
 
 	Networks   []*Network  // sorted by ID, one each, gateways sorted and without repeats
 	MeshConfig *MeshConfig // nil: Istio's defaults

@@ -30,6 +30,7 @@ type builder struct {
 	merged    map[string]*merged            // ".global" services by host
 	assigned  *assignment                   // the last one
 	delegated map[*mesh.VirtualService]*delegation
+	derived   *mesh.Derived
 
 	// What the last Snapshot was made of, for the short path (patch.go). A nil draft: there is none, build anew.
 	draft                   *draft
@@ -102,6 +103,7 @@ func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	d.Exports = d.exports
 	b.global(d)
 	b.addresses(d)
+	b.derive(d)
 	b.share(d)
 	b.base = d.Problems
 	b.finish(d.Snapshot)
@@ -122,7 +124,7 @@ func (d *draft) apart(f func(*draft)) []mesh.Problem {
 
 // finish completes a Snapshot with everything that is wrong in it.
 func (b *builder) finish(snap *mesh.Snapshot) {
-	problems := slices.Concat(b.base, b.network, b.handover)
+	problems := slices.Concat(b.base, b.network, b.handover, b.derivedProblems())
 	if b.cfg.Check != nil {
 		problems = append(problems, b.cfg.Check(snap)...)
 	}

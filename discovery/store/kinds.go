@@ -1,10 +1,10 @@
 package store
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/store/lists"
 )
 
 // carried are the kinds of objects that pass from the inputs to the Snapshot as they are, sorted by namespace and name.
@@ -38,6 +38,9 @@ var carried = []carrier{
 	kind[mesh.Credential]{"Credentials",
 		func(in *mesh.Input) *[]*mesh.Credential { return &in.Credentials }, func(s *mesh.Snapshot) *[]*mesh.Credential { return &s.Credentials },
 		func(x *mesh.Credential) *mesh.ObjectRef { return &x.Object }},
+	kind[mesh.KubeObject]{"KubeObjects",
+		func(in *mesh.Input) *[]*mesh.KubeObject { return &in.KubeObjects }, func(s *mesh.Snapshot) *[]*mesh.KubeObject { return &s.KubeObjects },
+		func(x *mesh.KubeObject) *mesh.ObjectRef { return &x.Object }},
 }
 
 // carrier is a kind whose type is hidden.
@@ -84,68 +87,15 @@ func (k kind[T]) sort(s *mesh.Snapshot) { byObject(*k.out(s), k.ref) }
 func (k kind[T]) patch(s *mesh.Snapshot, changes []change) bool {
 	var gone, come []*T
 	for i := range changes {
-		out, in := differences(*k.in(&changes[i].old), *k.in(&changes[i].now))
+		out, in := lists.Differences(*k.in(&changes[i].old), *k.in(&changes[i].now))
 		gone, come = append(gone, out...), append(come, in...)
 	}
 	if len(gone)+len(come) == 0 {
 		return false
 	}
 	compare := func(a, b *T) int { return compareObjects(k.ref(a), k.ref(b)) }
-	*k.out(s) = patched(*k.out(s), gone, come, compare)
+	*k.out(s) = lists.Patched(*k.out(s), gone, come, compare)
 	return true
-}
-
-// differences returns what is in one list and not in the other, by pointer.
-func differences[T any](old, now []*T) (gone, come []*T) {
-	if slices.Equal(old, now) {
-		return nil, nil
-	}
-	had := make(map[*T]bool, len(old))
-	for _, x := range old {
-		had[x] = true
-	}
-	for _, x := range now {
-		if had[x] {
-			delete(had, x)
-		} else {
-			come = append(come, x)
-		}
-	}
-	for _, x := range old {
-		if had[x] {
-			gone = append(gone, x)
-		}
-	}
-	return gone, come
-}
-
-// patched returns a sorted list without what is gone, with what has come. What compares as equal is the same object.
-func patched[T any](list, gone, come []T, compare func(a, b T) int) []T {
-	if len(gone)+len(come) == 0 {
-		return list
-	}
-	out := slices.Grow(slices.Clone(list), len(come))
-	var more []T
-	for _, x := range come {
-		if i, there := slices.BinarySearchFunc(out, x, compare); there {
-			out[i] = x // the most often: it is another value
-		} else {
-			more = append(more, x)
-		}
-	}
-	for _, x := range gone {
-		if i, there := slices.BinarySearchFunc(out, x, compare); there && !slices.ContainsFunc(come, func(y T) bool { return compare(x, y) == 0 }) {
-			out = slices.Delete(out, i, i+1)
-		}
-	}
-	for _, x := range more {
-		i, _ := slices.BinarySearchFunc(out, x, compare)
-		out = slices.Insert(out, i, x)
-	}
-	if len(out) == 0 {
-		return nil
-	}
-	return out
 }
 
 func compareObjects(x, y *mesh.ObjectRef) int {

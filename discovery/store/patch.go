@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/store/lists"
 )
 
 // change is what a source said under one key when the last Snapshot was built, and what it says now.
@@ -141,8 +142,9 @@ func (b *builder) patch(changes []change) *mesh.Snapshot {
 	for _, k := range carried {
 		p.rules = k.patch(p.snap, changes) || p.rules
 	}
+	p.derive()
 	for _, c := range changes {
-		if !p.workloads(differences(c.old.Workloads, c.now.Workloads)) || !p.slices(differences(c.old.Slices, c.now.Slices)) {
+		if !p.workloads(lists.Differences(c.old.Workloads, c.now.Workloads)) || !p.slices(lists.Differences(c.old.Slices, c.now.Slices)) {
 			return b.drop()
 		}
 	}
@@ -152,7 +154,7 @@ func (b *builder) patch(changes []change) *mesh.Snapshot {
 	} else {
 		p.snap.VirtualServices = b.prev.VirtualServices
 	}
-	p.snap.Workloads = patched(p.snap.Workloads, p.gone, p.come, b.compareWorkloads)
+	p.snap.Workloads = lists.Patched(p.snap.Workloads, p.gone, p.come, b.compareWorkloads)
 	if !p.services() {
 		return b.drop()
 	}

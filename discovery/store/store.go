@@ -44,6 +44,9 @@ type Config struct {
 	// services have them, and those whose exports ask. Each name costs an address, and each pod that comes or goes
 	// then a translation for every proxy.
 	ClusterNames, PodNames bool
+	// Derive makes of a Snapshot with all Services what its KubeObjects come to; declared finds a declaration by host,
+	// before is the last result or nil. Nil: nothing. It is pure, and is not asked when only endpoints differ.
+	Derive func(snap *mesh.Snapshot, declared func(host string) *mesh.ServiceDecl, before *mesh.Derived) *mesh.Derived
 	// Check finds problems across objects of a finished Snapshot. Nil: none.
 	Check func(*mesh.Snapshot) []mesh.Problem
 }

@@ -30,6 +30,9 @@ func (v *view) httpRoutes(vs *mesh.VirtualService, at site) []*routev3.Route {
 				continue
 			}
 			r := v.httpRoute(object, h, m, at, field)
+			if vs.GatewayAPI {
+				httprule.Segments(r, h, m)
+			}
 			if err := httprule.CheckMatch(r.GetMatch()); err != nil {
 				v.problems.add(object, field+".match", reasonInvalid, err.Error())
 				continue
@@ -88,6 +91,11 @@ func (v *view) routeAction(object mesh.ObjectRef, h *networking.HTTPRoute, m *ne
 	found := false
 	for i, d := range destinations {
 		share := &routev3.WeightedCluster_ClusterWeight{Name: blackHoleCluster, Weight: wire.U32(uint32(max(d.GetWeight(), 1)))}
+		if d.GetDestination().GetHost() == "" { // of the Gateway API, whose conditions say why
+			share.Name, a.ClusterNotFoundResponseCode = unresolvedCluster, routev3.RouteAction_INTERNAL_SERVER_ERROR
+			weighted.Clusters = append(weighted.Clusters, share)
+			continue
+		}
 		t, ok := v.resolve(d.GetDestination(), at.port, object, field+".route["+strconv.Itoa(i)+"].destination")
 		if ok {
 			share.Name = t.cluster

@@ -39,6 +39,8 @@ const (
 	passthroughCluster        = "PassthroughCluster"
 	blackHoleCluster          = "BlackHoleCluster"
 	inboundPassthroughCluster = "InboundPassthroughCluster"
+	// unresolvedCluster does not exist: that is what is answered for it.
+	unresolvedCluster = "UnresolvedBackend"
 )
 
 // meshGateway is the gateway name that stands for all sidecars in a VirtualService.

@@ -51,11 +51,16 @@ var rules = []rule{
 	{pkgs: []string{"dns/stub"}, ours: base, pure: true},
 	{pkgs: []string{"dns/zone", "dns/vip"}, ours: base, others: join(protobuf, "github.com/miekg/dns"), pure: true},
 
-	{pkgs: []string{"discovery/store"}, ours: join(base, purePackages...), others: metrics},
+	{pkgs: []string{"discovery/store/lists"}, pure: true},
+	{pkgs: []string{"discovery/store"}, ours: join(base, append([]string{"discovery/store/lists"}, purePackages...)...), others: metrics},
 	{
 		pkgs: []string{"discovery/config/..."}, ours: join(base, "discovery/config/..."),
 		others: join(append(protobuf, istioTypes...), "istio.io/client-go/pkg/apis/...", "k8s.io/api/...", "k8s.io/apimachinery/...",
 			"sigs.k8s.io/mcs-api/pkg/apis/...", "sigs.k8s.io/gateway-api/apis/...", "sigs.k8s.io/yaml", "sigs.k8s.io/json", "go.yaml.in/yaml/..."),
+	},
+	{
+		pkgs: []string{"discovery/gatewayapi"}, ours: base, pure: true,
+		others: join(append(protobuf, istioTypes...), "k8s.io/api/...", "k8s.io/apimachinery/...", "sigs.k8s.io/gateway-api/apis/..."),
 	},
 	{pkgs: []string{"discovery/lint"}, ours: base, others: istioTypes, pure: true},
 	{pkgs: []string{"discovery/source/file"}, ours: join(base, "discovery/config", "discovery/config/written"), others: []string{"github.com/fsnotify/fsnotify"}},

@@ -41,6 +41,10 @@ func (o *Object) Into(v any) bool {
 		if f := kjson.FieldError(nil); errors.As(e, &f) {
 			path = f.FieldPath()
 		}
+		if o.Lenient {
+			o.Note(path, ReasonUnknownField, "unknown field: it has no effect", "remove it so that nobody relies on it")
+			continue
+		}
 		o.UnknownField(path, nil)
 	}
 	return !o.Failed

@@ -39,6 +39,7 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) (mesh.Input, []
 	now.RequestAuthentications = keepOpen(k, now.RequestAuthentications, before.RequestAuthentications, func(x *mesh.RequestAuthentication) (mesh.ObjectRef, bool) { return x.Object, x.Closed })
 	now.EnvoyFilters = keep(k, now.EnvoyFilters, before.EnvoyFilters, func(x *mesh.EnvoyFilter) mesh.ObjectRef { return x.Object })
 	now.Credentials = keep(k, now.Credentials, before.Credentials, func(x *mesh.Credential) mesh.ObjectRef { return x.Object })
+	now.KubeObjects = keep(k, now.KubeObjects, before.KubeObjects, func(x *mesh.KubeObject) mesh.ObjectRef { return x.Object })
 	// Of one ConfigMap the two keys stand for themselves.
 	k.have = map[identity]bool{}
 	now.MeshConfigs = keep(k, now.MeshConfigs, before.MeshConfigs, func(x *mesh.MeshConfig) mesh.ObjectRef { return x.Object })

@@ -152,7 +152,7 @@ func cutCustom(u *unstructured.Unstructured) (json.RawMessage, error) {
 	if t := u.GetCreationTimestamp(); !t.IsZero() {
 		meta["creationTimestamp"] = t
 	}
-	if u.GetKind() == "ServiceExport" {
+	if group := u.GroupVersionKind().Group; u.GetKind() == "ServiceExport" || group == groupGatewayAPI || group == groupIngress {
 		meta["generation"] = u.GetGeneration() // conditions say which one they are about
 	}
 	out := map[string]any{"apiVersion": u.GetAPIVersion(), "kind": u.GetKind(), "metadata": meta}

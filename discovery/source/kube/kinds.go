@@ -60,7 +60,10 @@ const (
 // RemoteSecretLabel marks the Secrets that hold the kubeconfigs of remote clusters, with value "true".
 const RemoteSecretLabel = "istio/multiCluster"
 
-const groupGatewayAPI = "gateway.networking.k8s.io"
+const (
+	groupGatewayAPI = "gateway.networking.k8s.io"
+	groupIngress    = "networking.k8s.io"
+)
 
 var eastWestGateway = [2]string{"Gateway", "gateways"}
 
@@ -103,8 +106,10 @@ func kinds(everySecret bool) []*kind {
 		{"extensions.istio.io", []string{"v1alpha1"}, [][2]string{{"WasmPlugin", "wasmplugins"}, {"TrafficExtension", "trafficextensions"}}},
 		{"multicluster.x-k8s.io", []string{"v1beta1", "v1alpha1"}, [][2]string{{"ServiceExport", "serviceexports"}}},
 		{groupGatewayAPI, []string{"v1", "v1beta1", "v1alpha3", "v1alpha2"}, [][2]string{
-			eastWestGateway, {"HTTPRoute", "httproutes"}, {"GRPCRoute", "grpcroutes"}, {"TLSRoute", "tlsroutes"}, {"TCPRoute", "tcproutes"},
+			eastWestGateway, {"GatewayClass", "gatewayclasses"}, {"HTTPRoute", "httproutes"}, {"GRPCRoute", "grpcroutes"}, {"TLSRoute", "tlsroutes"}, {"TCPRoute", "tcproutes"},
+			{"ReferenceGrant", "referencegrants"}, {"BackendTLSPolicy", "backendtlspolicies"},
 		}},
+		{groupIngress, []string{"v1"}, [][2]string{{"Ingress", "ingresses"}, {"IngressClass", "ingressclasses"}}},
 	} {
 		for _, k := range g.kinds {
 			core = append(core, &kind{

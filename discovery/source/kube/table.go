@@ -220,7 +220,7 @@ func (t *table) decode(e *entry) (in mesh.Input, problems []mesh.Problem, told b
 	case *credential:
 		in, problems = config.DecodeObject(t.c.said, x.Secret, t.c.options(x.Secret))
 		return in, problems, true
-	case *corev1.Service, *discoveryv1.EndpointSlice, *corev1.ConfigMap, json.RawMessage:
+	case *corev1.Namespace, *corev1.Service, *discoveryv1.EndpointSlice, *corev1.ConfigMap, json.RawMessage:
 		in, problems = config.DecodeObject(t.c.said, x, t.c.options(x))
 		return in, problems, true
 	}

@@ -135,9 +135,10 @@ func Build(snap *mesh.Snapshot, p *mesh.Proxy, from *socket.Credentials, r Route
 func (b *builder) servers() map[uint32][]server {
 	out := map[uint32][]server{}
 	for _, g := range b.snap.Gateways {
-		if !scope.Selects(g.Spec.GetSelector(), b.proxy.Labels) {
+		if !scope.Selects(g.Spec.GetSelector(), b.proxy.Labels) || g.Routers != "" && g.Routers != b.proxy.Namespace {
 			continue
 		}
+		b.from.Grant(g.Secrets)
 		for i, x := range g.Spec.GetServers() {
 			s, port := server{x, g, i}, x.GetPort().GetNumber()
 			switch k := kindOf(x); {

@@ -36,6 +36,21 @@ type Credentials struct {
 	gateway   bool
 	verified  bool // the gateway proved its namespace
 	used      map[string]*tlsv3.Secret
+	granted   map[string]bool // Secrets of any namespace
+}
+
+// schemeAnywhere stands before NAMESPACE/NAME of Secrets that may be of another namespace.
+const schemeAnywhere = "kubernetes-gateway://"
+
+// Grant lets the gateway have Secrets of other namespaces, which are named kubernetes-gateway://NAMESPACE/NAME. Whoever
+// calls it knows that their owners agree.
+func (c *Credentials) Grant(names []string) {
+	for _, n := range names {
+		if c.granted == nil {
+			c.granted = map[string]bool{}
+		}
+		c.granted[n] = true
+	}
 }
 
 // CredentialsOf returns those of p, which has none unless its certificate or token proves its namespace.
@@ -56,6 +71,10 @@ func (c *Credentials) Secrets() []*tlsv3.Secret {
 func (c *Credentials) find(name string) (sds string, found *mesh.Credential, err error) {
 	if !c.verified {
 		return "", nil, ErrUnverified
+	}
+	if at, anywhere := strings.CutPrefix(name, schemeAnywhere); anywhere && c.granted[strings.TrimSuffix(name, authorities)] {
+		namespace, plain, _ := strings.Cut(at, "/")
+		return name, c.snap.Credential(namespace, plain), nil
 	}
 	plain := strings.TrimPrefix(name, scheme)
 	return scheme + plain, c.snap.Credential(c.namespace, plain), nil

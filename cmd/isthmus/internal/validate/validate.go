@@ -19,6 +19,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/config"
 	"github.com/isthmus-mesh/isthmus/discovery/config/refs"
 	"github.com/isthmus-mesh/isthmus/discovery/config/written"
+	"github.com/isthmus-mesh/isthmus/discovery/gatewayapi"
 	"github.com/isthmus-mesh/isthmus/discovery/lint"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
@@ -192,7 +193,7 @@ func Check(files []File) Report {
 		r.add(p, severityAlone(p.Reason))
 	}
 	cfg := store.DefaultConfig(Local("local"))
-	cfg.Check = refs.Check
+	cfg.Check, cfg.Derive = refs.Check, gatewayapi.Derive
 	snap := store.Once(cfg, inputs)
 	lines := map[string]*config.Locator{}
 	for _, p := range slices.Concat(snap.Problems, lint.Routes(snap.VirtualServices)) {
