@@ -31,7 +31,7 @@ const (
 // its host; nil when it was not. Values that equal those of before, which may be nil, are those.
 func Derive(snap *mesh.Snapshot, declared func(host string) *mesh.ServiceDecl, before *mesh.Derived) *mesh.Derived {
 	c := &converter{
-		snap: snap, declared: declared, out: &mesh.Derived{}, namespaces: map[string]map[string]string{}, classes: map[string]bool{ClassName: true}, gateways: map[key]*gateway{},
+		snap: snap, declared: declared, out: &mesh.Derived{}, namespaces: map[string]map[string]string{}, classes: map[string]bool{ClassName: true}, others: map[string]bool{}, gateways: map[key]*gateway{},
 	}
 	if len(snap.KubeObjects) == 0 {
 		return c.out
@@ -61,6 +61,7 @@ type converter struct {
 	out        *mesh.Derived
 	namespaces map[string]map[string]string // labels by name
 	classes    map[string]bool              // ours
+	others     map[string]bool              // classes of other controllers
 	grants     []*gatewayv1.ReferenceGrant
 	gateways   map[key]*gateway
 	ordered    []*gateway // by namespace and name
@@ -82,7 +83,10 @@ func (c *converter) collect() {
 	for _, x := range c.snap.KubeObjects {
 		switch v := x.Value.(type) {
 		case *gatewayv1.Gateway:
-			if c.classes[string(v.Spec.GatewayClassName)] {
+			switch name := string(v.Spec.GatewayClassName); {
+			case !c.classes[name] && !c.others[name]:
+				c.problem(x.Object, "spec.gatewayClassName", "UnknownClass", "there is no GatewayClass "+name+": nobody serves the Gateway", "write "+ClassName+", or make a GatewayClass with controllerName "+ControllerName)
+			case c.classes[name]:
 				g := &gateway{ref: x.Object, obj: v}
 				c.gateways[key{x.Object.Namespace, x.Object.Name}] = g
 				c.ordered = append(c.ordered, g)
@@ -97,6 +101,7 @@ func (c *converter) collect() {
 func (c *converter) class(ref mesh.ObjectRef, v *gatewayv1.GatewayClass) {
 	if v.Spec.ControllerName != ControllerName {
 		delete(c.classes, ref.Name)
+		c.others[ref.Name] = true
 		return
 	}
 	c.classes[ref.Name] = true

@@ -49,7 +49,7 @@ func eventsOf(problems []mesh.Problem) []mesh.Problem {
 	count := map[string]int{}
 	var out []mesh.Problem
 	for _, p := range problems {
-		if _, core := eventKinds[p.Object.Kind]; !core && istioKinds[p.Object.Kind].resource == "" && multiClusterKinds[p.Object.Kind] == "" {
+		if _, core := eventKinds[p.Object.Kind]; !core && istioKinds[p.Object.Kind].resource == "" && multiClusterKinds[p.Object.Kind] == "" && derivedKinds[p.Object.Kind].resource == "" {
 			continue
 		}
 		if count[p.Object.String()]++; count[p.Object.String()] <= perObject {
@@ -108,6 +108,9 @@ func (s *server) resourceOf(kind string) (schema.GroupVersionResource, bool) {
 	name := istioKinds[kind].resource
 	if name == "" {
 		name = multiClusterKinds[kind]
+	}
+	if r, ok := derivedKinds[kind]; ok {
+		name = keeperName(r.group, r.resource)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

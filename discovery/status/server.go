@@ -86,7 +86,7 @@ func (s *server) run(ctx context.Context) {
 	kinds := []choice{fixed(rootCertificates()), multiCluster(serviceImports()), fixed(importedSlices())}
 	if s.cluster.Local {
 		kinds = append(kinds, multiCluster(serviceExports()))
-		kinds = append(kinds, istioConditions()...)
+		kinds = append(append(kinds, istioConditions()...), derivedStatuses()...)
 		wg.Go(func() { s.writeEvents(ctx) })
 	}
 	for _, c := range kinds {
@@ -141,9 +141,17 @@ func (s *server) keep(ctx context.Context, c choice) {
 	}
 	k := newKeeper(s, c.kind)
 	s.mu.Lock()
-	s.keepers[c.gvr.Resource] = k
+	s.keepers[keeperName(c.gvr.Group, c.gvr.Resource)] = k
 	s.mu.Unlock()
 	k.run(ctx)
+}
+
+// keeperName tells resources apart; Istio and the Gateway API have one of the same name.
+func keeperName(group, resource string) string {
+	if group == groupGatewayAPI {
+		return resource + "." + group
+	}
+	return resource
 }
 
 // version returns the best version in which the resource is served.

@@ -1,6 +1,7 @@
 package translate_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
+	"github.com/isthmus-mesh/isthmus/discovery/gatewayapi"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
@@ -40,6 +42,7 @@ func fromYAML(t *testing.T, yaml string, rng *rand.Rand) (*mesh.Snapshot, []mesh
 		inputs[fmt.Sprint(i)], problems = in, append(problems, ps...)
 	}
 	cfg := store.DefaultConfig(&mesh.Cluster{ID: "amber", TrustDomain: "amber.mesh", Network: "net-a", Roots: []byte(fixedRoot)})
+	cfg.Derive = gatewayapi.Derive
 	snap := store.Once(cfg, inputs)
 	return snap, append(problems, snap.Problems...)
 }
@@ -135,6 +138,9 @@ func apiOutput(t *testing.T, c *golden.Case, snap *mesh.Snapshot, problems []mes
 			each(r)
 		}
 	}
+	if len(snap.Statuses) > 0 {
+		out["status.txt"] = statuses(t, snap.Statuses)
+	}
 	lines := strings.Split(strings.TrimSpace(golden.Lines(problems)), "\n")
 	slices.Sort(lines)
 	out["problems.txt"] = strings.TrimLeft(strings.Join(slices.Compact(lines), "\n")+"\n", "\n")
@@ -143,8 +149,13 @@ func apiOutput(t *testing.T, c *golden.Case, snap *mesh.Snapshot, problems []mes
 
 // TestAPI translates objects as users write them: the whole way from YAML to Envoy. Every output is the same for every
 // order of the objects, and Envoy takes it.
-func TestAPI(t *testing.T) {
-	for _, c := range golden.Cases(t, "testdata/api/*.txtar") {
+func TestAPI(t *testing.T) { checkAPI(t, "testdata/api/*.txtar") }
+
+// TestGatewayAPI does so for the Kubernetes Gateway API and Ingress, and shows what their status says.
+func TestGatewayAPI(t *testing.T) { checkAPI(t, "testdata/gatewayapi/*.txtar") }
+
+func checkAPI(t *testing.T, pattern string) {
+	for _, c := range golden.Cases(t, pattern) {
 		t.Run(c.Name, func(t *testing.T) {
 			yaml := string(c.File("input.yaml"))
 			snap, problems := fromYAML(t, yaml, nil)
@@ -172,6 +183,50 @@ func TestAPI(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// statuses shows conditions a line each, and the rest of each status as JSON.
+func statuses(t *testing.T, list []*mesh.ObjectStatus) string {
+	var b strings.Builder
+	for _, s := range list {
+		var v any
+		if err := json.Unmarshal(s.JSON, &v); err != nil {
+			t.Fatalf("%s: %v", s.Object, err)
+		}
+		fmt.Fprintf(&b, "%s %s/%s\n", s.Resource, s.Object.Namespace, s.Object.Name)
+		showStatus(&b, "  ", v)
+	}
+	return b.String()
+}
+
+func showStatus(b *strings.Builder, indent string, v any) {
+	fields, ok := v.(map[string]any)
+	if !ok {
+		return
+	}
+	var rest []string
+	for _, k := range slices.Sorted(keys(fields)) {
+		list, isList := fields[k].([]any)
+		switch {
+		case k == "conditions":
+			for _, x := range list {
+				c := x.(map[string]any)
+				fmt.Fprintf(b, "%s%s %s %s: %s\n", indent, c["type"], c["status"], c["reason"], c["message"])
+			}
+		case isList && (k == "listeners" || k == "parents" || k == "ancestors"):
+			for _, x := range list {
+				fmt.Fprintf(b, "%s%s\n", indent, strings.TrimSuffix(k, "s"))
+				showStatus(b, indent+"  ", x)
+			}
+		case k == "supportedFeatures" || k == "controllerName":
+		default:
+			text, _ := json.Marshal(fields[k])
+			rest = append(rest, k+" "+string(text))
+		}
+	}
+	if len(rest) > 0 {
+		fmt.Fprintf(b, "%s%s\n", indent, strings.Join(rest, ", "))
 	}
 }
 

@@ -287,11 +287,11 @@ func (r *repo) tests(t reporter) {
 		}
 		may := join(rule.ours, p.path)
 		if p.path != "discovery/mesh" {
-			may = join(may, append(append(purePackages, testHelpers...), "internal/...", "api/...", "discovery/config", "discovery/store", "discovery/xds")...)
+			may = join(may, append(append(purePackages, testHelpers...), "internal/...", "api/...", "discovery/config", "discovery/gatewayapi", "discovery/store", "discovery/xds")...)
 		}
 		for _, imp := range append(p.TestImports, p.XTestImports...) {
 			if mine, isOurs := strings.CutPrefix(imp, module+"/"); isOurs && !matches(may, mine) && !r.excepted("import", p.path, mine) {
-				t.Errorf("a test of %s imports %s: it may import what the package may, pure packages, test helpers, discovery/config, discovery/store and discovery/xds", p.path, mine)
+				t.Errorf("a test of %s imports %s: it may import what the package may, pure packages, test helpers, discovery/config, discovery/gatewayapi, discovery/store and discovery/xds", p.path, mine)
 			}
 		}
 	}

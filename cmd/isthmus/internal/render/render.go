@@ -16,6 +16,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/cmd/internal/served"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/validate"
+	"github.com/isthmus-mesh/isthmus/discovery/gatewayapi"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
@@ -75,7 +76,9 @@ func New(c Config) (*Rendering, error) {
 		}
 	}
 	inputs, problems := validate.Inputs(c.Files)
-	snap := store.Once(store.DefaultConfig(local), inputs)
+	cfg := store.DefaultConfig(local)
+	cfg.Derive = gatewayapi.Derive
+	snap := store.Once(cfg, inputs)
 	p, in, known, err := c.proxyOf(snap, inputs)
 	if err != nil {
 		return nil, err
