@@ -375,7 +375,7 @@ func (c *cluster) allow(user, name string, resources ...string) {
 	}
 }
 
-var coreResources = []string{"/namespaces", "/nodes", "/pods", "/services", "discovery.k8s.io/endpointslices", "/secrets", "/configmaps"}
+var coreResources = []string{"/namespaces", "/nodes", "/pods", "/services", "discovery.k8s.io/endpointslices", "/secrets", "/configmaps", "networking.k8s.io/ingresses", "networking.k8s.io/ingressclasses"}
 
 // kubeconfig writes a client configuration as a kubeconfig with data in place, as remote secrets hold it.
 func kubeconfig(t *testing.T, c *rest.Config) string {
