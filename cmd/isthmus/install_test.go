@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -67,7 +68,7 @@ func must(t *testing.T, code int, texts []string, args ...string) string {
 func everything(t *testing.T, s *kubetest.Server) map[string]string {
 	t.Helper()
 	client := s.Client()
-	dyn, err := dynamic.NewForConfig(s.REST())
+	objects, err := metadata.NewForConfig(s.REST()) // definitions are large: their heads are enough
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,7 @@ func everything(t *testing.T, s *kubetest.Server) map[string]string {
 			if !slices.Contains(r.Verbs, "list") || r.Name == "events" || r.Name == "componentstatuses" {
 				continue
 			}
-			list, err := dyn.Resource(gv.WithResource(r.Name)).List(context.Background(), metav1.ListOptions{})
+			list, err := objects.Resource(gv.WithResource(r.Name)).List(context.Background(), metav1.ListOptions{})
 			if err != nil {
 				continue // the kind went away meanwhile
 			}

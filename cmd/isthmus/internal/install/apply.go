@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/metadata"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -58,8 +59,14 @@ func isDefinition(o *unstructured.Unstructured) bool {
 	return o.GetKind() == "CustomResourceDefinition"
 }
 
+// marked is what has labels and annotations.
+type marked interface {
+	GetLabels() map[string]string
+	GetAnnotations() map[string]string
+}
+
 // owner says whose o is: "" for ours in the namespace, else the one to name.
-func owner(o *unstructured.Unstructured, namespace string) string {
+func owner(o marked, namespace string) string {
 	a, l := o.GetAnnotations(), o.GetLabels()
 	switch {
 	case a[releaseName] == ReleaseName && a[releaseSpace] == namespace:
@@ -96,17 +103,30 @@ func owned(o *unstructured.Unstructured, namespace string) *unstructured.Unstruc
 
 // apply makes the cluster's object what o says, with the fields of others left as they are.
 func (c *Cluster) apply(ctx context.Context, o *unstructured.Unstructured) (State, error) {
-	client, err := c.object(o)
+	client, err := c.heads(o)
 	if err != nil {
 		return "", err
 	}
-	before := ""
-	switch there, err := client.Get(ctx, o.GetName(), metav1.GetOptions{}); {
-	case err == nil:
-		before = there.GetResourceVersion()
-	case !apierrors.IsNotFound(err):
-		return "", fmt.Errorf("get %s: %w", title(o), err)
+	there, err := head(ctx, client, o)
+	if err != nil {
+		return "", err
 	}
+	return patch(ctx, client, there, o)
+}
+
+// head returns the metadata of the cluster's object; nil when there is none.
+func head(ctx context.Context, client metadata.ResourceInterface, o *unstructured.Unstructured) (*metav1.PartialObjectMetadata, error) {
+	there, err := client.Get(ctx, o.GetName(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get %s: %w", title(o), err)
+	}
+	return there, nil
+}
+
+// patch applies o, and tells from what was there before whether that has changed anything.
+func patch(ctx context.Context, client metadata.ResourceInterface, there *metav1.PartialObjectMetadata, o *unstructured.Unstructured) (State, error) {
 	data, err := json.Marshal(o.Object)
 	if err != nil {
 		return "", fmt.Errorf("apply %s: %w", title(o), err)
@@ -116,15 +136,13 @@ func (c *Cluster) apply(ctx context.Context, o *unstructured.Unstructured) (Stat
 	if err != nil {
 		return "", applyError(o, err)
 	}
-	switch after.GetResourceVersion() {
-	case before:
+	switch {
+	case there == nil:
+		return Created, nil
+	case there.ResourceVersion == after.ResourceVersion:
 		return Unchanged, nil
-	default:
-		if before == "" {
-			return Created, nil
-		}
-		return Changed, nil
 	}
+	return Changed, nil
 }
 
 func applyError(o *unstructured.Unstructured, err error) error {
@@ -160,26 +178,21 @@ func (c *Cluster) established(ctx context.Context, crds []*unstructured.Unstruct
 	defer cancel()
 	for _, crd := range crds {
 		for {
-			there, err := c.get(ctx, definitions, "", crd.GetName())
-			if err == nil && condition(there, "Established") == "True" {
+			why := ""
+			if there, err := c.definition(ctx, crd.GetName()); err != nil {
+				why = err.Error()
+			} else if why = there.established(); why == "" {
 				break
 			}
 			select {
 			case <-ctx.Done():
-				return diag.Hint(fmt.Errorf("%s is not served: %v", title(crd), reasonOf(there, err)), "kubectl describe crd %s says why", crd.GetName())
+				return diag.Hint(fmt.Errorf("%s is not served: %s", title(crd), why), "kubectl describe crd %s says why", crd.GetName())
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
 	}
 	c.mapper.Reset()
 	return nil
-}
-
-func reasonOf(o *unstructured.Unstructured, err error) string {
-	if err != nil {
-		return err.Error()
-	}
-	return "not Established: " + conditionText(o, "NamesAccepted")
 }
 
 // condition returns the status of one of the conditions of o.

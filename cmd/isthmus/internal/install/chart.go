@@ -18,7 +18,6 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
-	"helm.sh/helm/v3/pkg/releaseutil"
 	"helm.sh/helm/v3/pkg/strvals"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
@@ -111,7 +110,7 @@ type Manifest struct {
 	Values    map[string]any // that differ from the chart's own
 	Text      string         // as helm template prints it
 	Notes     string
-	Objects   []*unstructured.Unstructured // in the order of installation
+	Objects   []*unstructured.Unstructured // in the order of installation; only read, definitions are shared
 }
 
 // Render makes the manifest. It is pure: equal values give equal text.
@@ -137,20 +136,15 @@ func Render(c *chart.Chart, values map[string]any, namespace string, upgrade boo
 			delete(files, name)
 		}
 	}
-	_, parts, err := releaseutil.SortManifests(files, nil, releaseutil.InstallOrder)
+	parts, err := documentsOf(files)
 	if err != nil {
 		return nil, fmt.Errorf("render the chart: %w", err)
 	}
 	var text bytes.Buffer
 	for _, p := range parts {
-		fmt.Fprintf(&text, "---\n# Source: %s\n%s\n", p.Name, p.Content)
-		o := &unstructured.Unstructured{}
-		// A text at the end of an object ends with a line break, as it does in m.Text.
-		if err := yaml.UnmarshalStrict([]byte(p.Content+"\n"), &o.Object); err != nil {
-			return nil, fmt.Errorf("render the chart: %s: %w", p.Name, err)
-		}
-		if len(o.Object) > 0 { // else a comment alone
-			m.Objects = append(m.Objects, o)
+		fmt.Fprintf(&text, "---\n# Source: %s\n%s\n", p.source, p.text)
+		if len(p.object.Object) > 0 { // else a comment alone
+			m.Objects = append(m.Objects, p.object)
 		}
 	}
 	m.Text = text.String()

@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
@@ -83,6 +85,7 @@ type Cluster struct {
 	Version string // its version, v1.36.3
 
 	dynamic   dynamic.Interface
+	metadata  metadata.Interface
 	discovery discovery.CachedDiscoveryInterface
 	mapper    *restmapper.DeferredDiscoveryRESTMapper
 }
@@ -125,6 +128,9 @@ func connect(ctx context.Context, name string, cfg *rest.Config) (*Cluster, erro
 	if c.dynamic, err = dynamic.NewForConfig(cfg); err != nil {
 		return nil, fmt.Errorf("context %s: %w", name, err)
 	}
+	if c.metadata, err = metadata.NewForConfig(cfg); err != nil {
+		return nil, fmt.Errorf("context %s: %w", name, err)
+	}
 	return c, ctx.Err()
 }
 
@@ -137,8 +143,8 @@ func unreachable(name, server string, err error) error {
 	return diag.Hint(err, "check the context's credentials: kubectl --context %s version", name)
 }
 
-// resource returns the client of one kind, in a namespace where the kind has them.
-func (c *Cluster) resource(gvk schema.GroupVersionKind, namespace string) (dynamic.ResourceInterface, error) {
+// mapping finds the resource of a kind.
+func (c *Cluster) mapping(gvk schema.GroupVersionKind) (*meta.RESTMapping, error) {
 	m, err := c.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
 	if meta.IsNoMatchError(err) {
 		c.mapper.Reset() // definitions may be new
@@ -147,15 +153,42 @@ func (c *Cluster) resource(gvk schema.GroupVersionKind, namespace string) (dynam
 	if err != nil {
 		return nil, fmt.Errorf("kind %s: %w", gvk.Kind, err)
 	}
-	if m.Scope.Name() == meta.RESTScopeNameNamespace {
-		return c.dynamic.Resource(m.Resource).Namespace(namespace), nil
-	}
-	return c.dynamic.Resource(m.Resource), nil
+	return m, nil
 }
 
 // object returns the client of the kind of o, in its namespace.
 func (c *Cluster) object(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
-	return c.resource(o.GroupVersionKind(), o.GetNamespace())
+	m, err := c.mapping(o.GroupVersionKind())
+	if err != nil {
+		return nil, err
+	}
+	if m.Scope.Name() == meta.RESTScopeNameNamespace {
+		return c.dynamic.Resource(m.Resource).Namespace(o.GetNamespace()), nil
+	}
+	return c.dynamic.Resource(m.Resource), nil
+}
+
+// heads is like object, of a client that gets metadata alone: of a definition that is a hundredth.
+func (c *Cluster) heads(o *unstructured.Unstructured) (metadata.ResourceInterface, error) {
+	m, err := c.mapping(o.GroupVersionKind())
+	if err != nil {
+		return nil, err
+	}
+	if m.Scope.Name() == meta.RESTScopeNameNamespace {
+		return c.metadata.Resource(m.Resource).Namespace(o.GetNamespace()), nil
+	}
+	return c.metadata.Resource(m.Resource), nil
+}
+
+// definition reads a resource definition.
+func (c *Cluster) definition(ctx context.Context, name string) (*definition, error) {
+	data, err := c.discovery.RESTClient().Get().AbsPath("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", name).
+		SetHeader("Accept", "application/json").Do(ctx).Raw()
+	if err != nil {
+		return nil, err
+	}
+	d := &definition{}
+	return d, json.Unmarshal(data, d)
 }
 
 // get reads one object.
@@ -175,7 +208,6 @@ var (
 	services    = schema.GroupVersionResource{Version: "v1", Resource: "services"}
 	leases      = schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
 	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
-	definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 	reviews     = schema.GroupVersionResource{Group: "authorization.k8s.io", Version: "v1", Resource: "selfsubjectaccessreviews"}
 )
 

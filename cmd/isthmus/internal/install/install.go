@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sort"
 
 	"helm.sh/helm/v3/pkg/release"
-	"helm.sh/helm/v3/pkg/releaseutil"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -255,13 +253,18 @@ func note(text string) string {
 }
 
 func (c *Cluster) applyOne(ctx context.Context, m *Manifest, o *unstructured.Unstructured) (Object, error) {
-	if isDefinition(o) {
-		there, err := c.get(ctx, definitions, "", o.GetName())
-		if err == nil && owner(there, m.Namespace) != "" {
-			return report(o, Kept, "of "+owner(there, m.Namespace)), nil
-		}
+	client, err := c.heads(o)
+	if err != nil {
+		return report(o, "", ""), err
 	}
-	state, err := c.apply(ctx, owned(o, m.Namespace))
+	there, err := head(ctx, client, o)
+	if err != nil {
+		return report(o, "", ""), err
+	}
+	if isDefinition(o) && there != nil && owner(there, m.Namespace) != "" {
+		return report(o, Kept, "of "+owner(there, m.Namespace)), nil
+	}
+	state, err := patch(ctx, client, there, owned(o, m.Namespace))
 	return report(o, state, ""), err
 }
 
@@ -297,15 +300,12 @@ func (c *Cluster) prune(ctx context.Context, m *Manifest, history []*release.Rel
 	return nil
 }
 
-// recorded returns the objects of a record's manifest.
+// recorded returns the objects of a record's manifest; they are only read.
 func recorded(r *release.Release) ([]*unstructured.Unstructured, error) {
 	var out []*unstructured.Unstructured
-	parts := releaseutil.SplitManifests(r.Manifest)
-	names := releaseutil.BySplitManifestsOrder(slices.Collect(maps.Keys(parts)))
-	sort.Sort(names)
-	for _, k := range names {
-		o := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal([]byte(parts[k]), &o.Object); err != nil {
+	for _, text := range split(r.Manifest) {
+		o, err := decode(text, yaml.Unmarshal)
+		if err != nil {
 			return nil, fmt.Errorf("record of revision %d: %w", r.Version, err)
 		}
 		if len(o.Object) > 0 {

@@ -140,19 +140,23 @@ func (c *Cluster) conflicts(ctx context.Context, m *Manifest) (warnings []string
 	var taken []string
 	var who string
 	for _, o := range m.Objects {
-		client, err := c.object(o)
+		client, err := c.heads(o)
 		if err != nil {
 			return nil, err
 		}
-		there, err := client.Get(ctx, o.GetName(), metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
+		there, err := head(ctx, client, o)
+		if err != nil {
+			return nil, err
+		} else if there == nil {
 			continue
-		} else if err != nil {
-			return nil, fmt.Errorf("get %s: %w", title(o), err)
 		}
 		other := owner(there, m.Namespace)
 		if other != "" && isDefinition(o) {
-			warnings = append(warnings, unserved(o, there, other)...)
+			d, err := c.definition(ctx, o.GetName())
+			if err != nil {
+				return nil, fmt.Errorf("get %s: %w", title(o), err)
+			}
+			warnings = append(warnings, unserved(o, d, other)...)
 		} else if other != "" {
 			taken, who = append(taken, title(o)), other
 		}
@@ -168,15 +172,12 @@ func (c *Cluster) conflicts(ctx context.Context, m *Manifest) (warnings []string
 }
 
 // unserved says which of the versions that we know a definition of another installer lacks.
-func unserved(want, there *unstructured.Unstructured, other string) []string {
-	served := map[string]bool{}
-	for v, on := range versions(there) {
-		served[v] = on
-	}
+func unserved(want *unstructured.Unstructured, there *definition, other string) []string {
+	served := there.served()
 	var out []string
 	for v, on := range versions(want) {
 		if on && !served[v] {
-			out = append(out, fmt.Sprintf("%s of %s lacks version %s: upgrade it there", title(there), other, v))
+			out = append(out, fmt.Sprintf("%s of %s lacks version %s: upgrade it there", title(want), other, v))
 		}
 	}
 	return sorted(out)

@@ -84,7 +84,7 @@ func pack(r *release.Release, now time.Time) (*unstructured.Unstructured, error)
 		return nil, err
 	}
 	var buf bytes.Buffer
-	z, err := gzip.NewWriterLevel(&buf, gzip.BestCompression)
+	z, err := gzip.NewWriterLevel(&buf, gzip.DefaultCompression) // the best takes six times as long for 2 % less
 	if err != nil {
 		return nil, err
 	}

@@ -142,18 +142,18 @@ func (c *Cluster) split(ctx context.Context, objects []*unstructured.Unstructure
 			rest = append(rest, o)
 			continue
 		}
-		there, err := c.get(ctx, definitions, "", o.GetName())
+		there, err := c.definition(ctx, o.GetName())
 		if apierrors.IsNotFound(err) {
 			continue
 		} else if err != nil {
 			return nil, nil, fmt.Errorf("get %s: %w", title(o), err)
 		}
-		if who := owner(there, namespace); who != "" || how.KeepCRDs {
+		if who := owner(there.Metadata, namespace); who != "" || how.KeepCRDs {
 			res.Objects = append(res.Objects, report(o, Kept, strings.TrimSuffix("of "+who, "of ")))
 			continue
 		}
-		crds = append(crds, there)
-		found, err := c.instances(ctx, there)
+		crds = append(crds, o)
+		found, err := c.instances(ctx, o.GetName(), there)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -166,22 +166,20 @@ func (c *Cluster) split(ctx context.Context, objects []*unstructured.Unstructure
 }
 
 // instances lists users' objects of a definition's kind. What isthmusd wrote is not among them.
-func (c *Cluster) instances(ctx context.Context, crd *unstructured.Unstructured) ([]string, error) {
-	group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
-	plural, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "plural")
-	if group == "isthmus.io" {
+func (c *Cluster) instances(ctx context.Context, name string, crd *definition) ([]string, error) {
+	if crd.Spec.Group == "isthmus.io" {
 		return nil, nil
 	}
 	var out []string
-	for v, on := range versions(crd) {
+	for v, on := range crd.served() {
 		if !on {
 			continue
 		}
-		list, err := c.dynamic.Resource(schema.GroupVersionResource{Group: group, Version: v, Resource: plural}).List(ctx, metav1.ListOptions{})
+		list, err := c.dynamic.Resource(schema.GroupVersionResource{Group: crd.Spec.Group, Version: v, Resource: crd.Spec.Names.Plural}).List(ctx, metav1.ListOptions{})
 		if apierrors.IsNotFound(err) {
 			return nil, nil
 		} else if err != nil {
-			return nil, fmt.Errorf("list %s: %w", crd.GetName(), err)
+			return nil, fmt.Errorf("list %s: %w", name, err)
 		}
 		for i := range list.Items {
 			if list.Items[i].GetLabels()[managedBy] != "isthmus" {
@@ -276,7 +274,7 @@ func (c *Cluster) gone(ctx context.Context, crds []*unstructured.Unstructured) e
 	defer cancel()
 	for _, crd := range crds {
 		for {
-			_, err := c.get(ctx, definitions, "", crd.GetName())
+			_, err := c.definition(ctx, crd.GetName())
 			if apierrors.IsNotFound(err) {
 				break
 			}

@@ -4,9 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
@@ -30,17 +27,17 @@ func (c *Cluster) Verify(ctx context.Context, namespace string) (*Result, error)
 		return res, err
 	}
 	for _, o := range objects {
-		client, err := c.object(o)
+		client, err := c.heads(o)
 		if err != nil {
 			res.Objects = append(res.Objects, report(o, Missing, err.Error()))
 			continue
 		}
-		there, err := client.Get(ctx, o.GetName(), metav1.GetOptions{})
+		there, err := head(ctx, client, o)
 		switch {
-		case apierrors.IsNotFound(err):
-			res.Objects = append(res.Objects, report(o, Missing, ""))
 		case err != nil:
-			return res, fmt.Errorf("get %s: %w", title(o), err)
+			return res, err
+		case there == nil:
+			res.Objects = append(res.Objects, report(o, Missing, ""))
 		case o.GetKind() == "Deployment" || o.GetKind() == "DaemonSet":
 			why, err := c.rollout(ctx, o)
 			if err != nil {
@@ -48,8 +45,13 @@ func (c *Cluster) Verify(ctx context.Context, namespace string) (*Result, error)
 			}
 			res.Objects = append(res.Objects, report(o, ready(why == ""), why))
 		case isDefinition(o):
-			ok := condition(there, "Established") == "True"
-			res.Objects = append(res.Objects, report(o, ready(ok), map[bool]string{false: reasonOf(there, nil)}[ok]))
+			why := ""
+			if d, err := c.definition(ctx, o.GetName()); err != nil {
+				why = err.Error()
+			} else {
+				why = d.established()
+			}
+			res.Objects = append(res.Objects, report(o, ready(why == ""), why))
 		default:
 			res.Objects = append(res.Objects, report(o, Ready, ""))
 		}
