@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"helm.sh/helm/v3/pkg/action"
+	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/kube"
 	"helm.sh/helm/v3/pkg/storage"
@@ -26,7 +27,9 @@ import (
 // TestHelm wants Helm itself to find, read and upgrade what the program installed, and the other way round.
 func TestHelm(t *testing.T) {
 	s := kubetest.APIServer(t)
-	args := []string{"install", "--kubeconfig", s.Kubeconfig(), "--profile", "minimal", "--set", "cluster.name=amber", "--wait=false"}
+	// Without the large definitions: TestInstall has them, and what Helm makes of them is compared below.
+	const set = "cluster.name=amber,crds.istio=false,crds.mcs=false"
+	args := []string{"install", "--kubeconfig", s.Kubeconfig(), "--profile", "minimal", "--set", set, "--wait=false"}
 	must(t, 0, []string{"installed revision 1"}, args...)
 
 	secrets := driver.NewSecrets(s.Client().CoreV1().Secrets("istio-system"))
@@ -42,15 +45,12 @@ func TestHelm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain := action.NewInstall(&action.Configuration{Log: cfg.Log})
-	plain.KubeVersion = &chartutil.KubeVersion{Version: "v1.36.0", Major: "1", Minor: "36"}
-	plain.DryRun, plain.ClientOnly, plain.ReleaseName, plain.Namespace, plain.Replace = true, true, "isthmus", namespace, true
-	rendered, err := plain.RunWithContext(context.Background(), ch, listed[0].Config)
-	if err != nil {
-		t.Fatalf("helm template: %v", err)
-	}
-	if rendered.Manifest != listed[0].Manifest {
+	if template(t, ch, listed[0].Config) != listed[0].Manifest {
 		t.Error("helm template renders another manifest")
+	}
+	all := map[string]any{"cluster": map[string]any{"name": "amber"}, "cni": map[string]any{"enabled": true}, "crds": map[string]any{"gatewayAPI": true}}
+	if m, err := install.Render(ch, all, namespace, false); err != nil || template(t, ch, all) != m.Text {
+		t.Errorf("with all definitions helm template renders another manifest: %v", err)
 	}
 
 	upgrade := action.NewUpgrade(cfg)
@@ -71,6 +71,19 @@ func TestHelm(t *testing.T) {
 	}
 }
 
+// template returns what helm template prints.
+func template(t *testing.T, ch *chart.Chart, values map[string]any) string {
+	t.Helper()
+	plain := action.NewInstall(&action.Configuration{Log: func(string, ...any) {}})
+	plain.KubeVersion = &chartutil.KubeVersion{Version: "v1.36.0", Major: "1", Minor: "36"}
+	plain.DryRun, plain.ClientOnly, plain.ReleaseName, plain.Namespace, plain.Replace = true, true, "isthmus", "istio-system", true
+	rendered, err := plain.RunWithContext(context.Background(), ch, values)
+	if err != nil {
+		t.Fatalf("helm template: %v", err)
+	}
+	return rendered.Manifest
+}
+
 // TestDryRun gives what --dry-run prints to an API server, as kubectl apply --server-side does.
 func TestDryRun(t *testing.T) {
 	s := kubetest.APIServer(t)
@@ -78,6 +91,7 @@ func TestDryRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	taken := map[string]bool{} // definitions are in both profiles
 	for _, profile := range []string{"demo", "remote"} {
 		args := []string{"install", "--dry-run", "--kubeconfig", "/nonexistent", "--profile", profile, "--set", "cluster.name=amber,cni.enabled=true,remote.controlPlane={10.1.0.7,fd00::7},isthmusd.autoscaling.enabled=true", "--set", "crds.gatewayAPI=true,validation.enabled=true"}
 		text := must(t, 0, nil, args...)
@@ -86,6 +100,11 @@ func TestDryRun(t *testing.T) {
 		}
 		n := 0
 		for part := range strings.SplitSeq(text, "\n---\n") {
+			n++
+			if taken[part] {
+				continue
+			}
+			taken[part] = true
 			o := &unstructured.Unstructured{}
 			if err := yaml.UnmarshalStrict([]byte(part), &o.Object); err != nil {
 				t.Fatalf("%s: %v in\n%s", profile, err, part)
@@ -107,7 +126,6 @@ func TestDryRun(t *testing.T) {
 			if _, err := client.Apply(context.Background(), o.GetName(), o, metav1.ApplyOptions{FieldManager: "kubectl", Force: true}); err != nil {
 				t.Errorf("%s: %s/%s: %v", profile, o.GetKind(), o.GetName(), err)
 			}
-			n++
 		}
 		if n < 30 {
 			t.Errorf("%s: %d objects", profile, n)

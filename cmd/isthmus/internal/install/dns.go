@@ -73,7 +73,7 @@ func (m *Manifest) Zones() ([]string, error) { return zonesOf(m.Chart, m.Values)
 
 // Zones returns the zones of the installation in the namespace; those of the chart when there is none.
 func (c *Cluster) Zones(ctx context.Context, namespace string) ([]string, error) {
-	history, err := c.history(ctx, namespace)
+	history, err := c.history(ctx, namespace, false)
 	if err != nil {
 		return nil, err
 	}

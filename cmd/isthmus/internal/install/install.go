@@ -32,7 +32,7 @@ func (c *Cluster) Prepare(ctx context.Context, from ValuesFrom, reuse bool, name
 		return nil, err
 	}
 	p := &Plan{}
-	if p.history, err = c.history(ctx, namespace); err != nil && !apierrors.IsForbidden(err) {
+	if p.history, err = c.history(ctx, namespace, false); err != nil && !apierrors.IsForbidden(err) {
 		return nil, err
 	}
 	values, err := from.Read()

@@ -28,23 +28,40 @@ const (
 )
 
 // history returns the records of the release, oldest first. They are Helm's: Secrets of its type, the release as
-// gzipped JSON in base64.
-func (c *Cluster) history(ctx context.Context, namespace string) ([]*release.Release, error) {
-	list, err := c.dynamic.Resource(secrets).Namespace(namespace).List(ctx, metav1.ListOptions{
+// gzipped JSON in base64, its version and status in labels. A record has half a megabyte: those that were replaced
+// before the newest deployed one have no more here than their labels say, unless all is set.
+func (c *Cluster) history(ctx context.Context, namespace string, all bool) ([]*release.Release, error) {
+	list, err := c.metadata.Resource(secrets).Namespace(namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: labels.Set{"owner": "helm", "name": ReleaseName}.String(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the records of release %s in %s: %w", ReleaseName, namespace, err)
 	}
+	version := func(o metav1.PartialObjectMetadata) int {
+		n, _ := strconv.Atoi(o.Labels["version"]) // 0 is older than any
+		return n
+	}
+	slices.SortFunc(list.Items, func(a, b metav1.PartialObjectMetadata) int { return version(b) - version(a) })
 	var out []*release.Release
-	for i := range list.Items {
-		r, err := unpack(&list.Items[i])
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", title(&list.Items[i]), err)
+	deployed := false
+	for _, o := range list.Items {
+		status := release.Status(o.Labels["status"])
+		r := &release.Release{Name: ReleaseName, Namespace: namespace, Version: version(o), Info: &release.Info{Status: status}}
+		if all || !deployed || status != release.StatusSuperseded && status != release.StatusFailed {
+			secret, err := c.get(ctx, secrets, namespace, o.Name)
+			if apierrors.IsNotFound(err) {
+				continue // removed meanwhile
+			} else if err != nil {
+				return nil, fmt.Errorf("read the record Secret/%s/%s: %w", namespace, o.Name, err)
+			}
+			if r, err = unpack(secret); err != nil {
+				return nil, fmt.Errorf("read %s: %w", title(secret), err)
+			}
 		}
+		deployed = deployed || r.Info.Status == release.StatusDeployed
 		out = append(out, r)
 	}
-	slices.SortFunc(out, func(a, b *release.Release) int { return a.Version - b.Version })
+	slices.Reverse(out)
 	return out, nil
 }
 

@@ -68,7 +68,7 @@ var written = []struct {
 // does nothing when users' objects would be lost: the error is then a UserObjects.
 func (c *Cluster) Uninstall(ctx context.Context, namespace string, how Removal, progress func(string)) (*Result, error) {
 	res := &Result{Context: c.Context, Namespace: namespace}
-	history, err := c.history(ctx, namespace)
+	history, err := c.history(ctx, namespace, true)
 	if err != nil {
 		return res, err
 	}

@@ -10,7 +10,7 @@ import (
 // Verify lists every object of the installation with its state. It is an error when there is none.
 func (c *Cluster) Verify(ctx context.Context, namespace string) (*Result, error) {
 	res := &Result{Context: c.Context, Namespace: namespace}
-	history, err := c.history(ctx, namespace)
+	history, err := c.history(ctx, namespace, false)
 	if err != nil {
 		return res, err
 	}
