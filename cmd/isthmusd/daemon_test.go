@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long a condition may take to come true.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // eventually waits until check returns nil.
 func eventually(t *testing.T, what string, check func() error) {

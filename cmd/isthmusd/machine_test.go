@@ -128,7 +128,7 @@ func TestMachine(t *testing.T) {
 	birch.stop(t)
 	birch = start(t, birch.cfg)
 	eventually(t, "isthmusd is back", func() error {
-		if len(birch.status(t).Machines) == 0 || !birch.status(t).Machines[0].Connected {
+		if m := birch.status(t).Machines; len(m) == 0 || !m[0].Connected {
 			return errors.New("no machine")
 		}
 		return nil
