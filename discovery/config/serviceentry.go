@@ -156,10 +156,29 @@ func (o *object) resolution(spec *networking.ServiceEntry) mesh.Resolution {
 		}
 		return mesh.DNS
 	case networking.ServiceEntry_DYNAMIC_DNS:
-		o.Unsupported("spec.resolution", "resolution NONE is used")
-		return mesh.None
+		o.dynamic(spec)
+		return mesh.Dynamic
 	}
 	return mesh.Static
+}
+
+// dynamic checks what is resolved by the name that each request asks for.
+func (o *object) dynamic(spec *networking.ServiceEntry) {
+	for i, h := range spec.Hosts {
+		if !strings.HasPrefix(h, "*.") {
+			o.Reject(fmt.Sprintf("spec.hosts[%d]", i), written.ReasonConflict, "resolution DYNAMIC_DNS is for wildcard hosts", "write *.DOMAIN, or resolution DNS")
+		}
+	}
+	for i, p := range spec.Ports {
+		known, ok := written.ProtocolNamed(p.GetProtocol())
+		if tcp := ok && known == mesh.TCP || p.GetProtocol() == "" && written.Protocol("", p.GetName()) == mesh.TCP; tcp {
+			o.Reject(fmt.Sprintf("spec.ports[%d].protocol", i), written.ReasonConflict, "nothing in plain TCP says which host is meant", "write HTTP or TLS, or name the hosts")
+		}
+	}
+	if len(spec.Endpoints) > 0 {
+		o.Unsupported("spec.endpoints", "hosts are resolved by their names")
+		spec.Endpoints = nil
+	}
 }
 
 // entryEndpoint converts an inline endpoint; nil if it cannot be used.

@@ -138,6 +138,8 @@ const (
 	DNS
 	// None passes to the address the client dialled.
 	None
+	// Dynamic resolves the name that each request or TLS connection asks for, below a wildcard host.
+	Dynamic
 )
 
 // Endpoint is one instance of a Service: a pod, a machine, or an external address.

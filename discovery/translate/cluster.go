@@ -14,6 +14,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/dynamic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/locality"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/remote"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
@@ -194,6 +195,8 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 			Name: "envoy.clusters.dns", TypedConfig: wire.Pack(&dnsv3.DnsCluster{RespectDnsTtl: true, DnsLookupFamily: dnscommonv3.DnsLookupFamily_ALL, AllAddressesInSingleEndpoint: u.service.OneAddress}),
 		}}
 		c.LoadAssignment = v.assignment(u, false)
+	case u.service.Resolution == mesh.Dynamic:
+		c.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
 	default:
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 		c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: wire.ADS(edsTimeout)}
@@ -207,6 +210,9 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 	traffic.Apply(c, u.policy, u.rank.Distributes())
 	v.secure(c, u)
 	traffic.HTTP(c, u.port, u.policy)
+	if u.service.Resolution == mesh.Dynamic && !u.byAddress() {
+		dynamic.Cluster(c)
+	}
 	if c.GetType() != clusterv3.Cluster_EDS {
 		assignment = nil
 	}

@@ -1,15 +1,34 @@
 package translate
 
 import (
+	"slices"
+
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/authz"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/dynamic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/jwt"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
+
+// resolvers are the filters of connection managers that find the servers of wildcard hosts.
+func (v *view) resolvers() []*hcmv3.HttpFilter {
+	for _, s := range v.scope.Services() {
+		if s.Resolution == mesh.Dynamic {
+			return []*hcmv3.HttpFilter{dynamic.HTTP()}
+		}
+	}
+	return nil
+}
+
+// manager is a connection manager of what leaves.
+func (v *view) manager(m *hcmv3.HttpConnectionManager) *listenerv3.Filter {
+	return connectionManager(m, v.resolvers()...)
+}
 
 // guard is what policies put in front of the traffic that comes to a workload or a gateway.
 type guard struct {
@@ -33,7 +52,7 @@ func (v *view) guard() guard {
 }
 
 // manager is a connection manager with the guard's filters, which see paths as pathNormalization of the mesh says.
-func (g guard) manager(m *hcmv3.HttpConnectionManager) *listenerv3.Filter {
+func (g guard) manager(m *hcmv3.HttpConnectionManager, more ...*hcmv3.HttpFilter) *listenerv3.Filter {
 	switch g.paths {
 	case meshconfig.MeshConfig_ProxyPathNormalization_NONE:
 		m.NormalizePath = wire.No()
@@ -43,7 +62,7 @@ func (g guard) manager(m *hcmv3.HttpConnectionManager) *listenerv3.Filter {
 	case meshconfig.MeshConfig_ProxyPathNormalization_MERGE_SLASHES:
 		m.MergeSlashes = true
 	}
-	return connectionManager(m, g.http...)
+	return connectionManager(m, append(slices.Clone(g.http), more...)...)
 }
 
 // before puts the filters of a guard in front of those of a chain.

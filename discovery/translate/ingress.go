@@ -49,7 +49,7 @@ func (g gatewayRoutes) TCP(vs *mesh.VirtualService, at ingress.Site) (narrow []*
 		c.Filters = g.before(c.Filters...)
 	}
 	if rest != nil {
-		all = g.before(rest)
+		all = g.before(rest...)
 	}
 	return narrow, all
 }
@@ -60,7 +60,7 @@ func (g gatewayRoutes) TLS(vs *mesh.VirtualService, at ingress.Site) (out []ingr
 		field := "spec.tls[" + strconv.Itoa(i) + "]"
 		for _, m := range t.GetMatch() {
 			if g.v.applies(site{at.Gateway, at.Port}, vs, m) {
-				out = append(out, ingress.TLSRoute{Names: m.GetSniHosts(), Field: field, Filters: g.before(g.v.tcpRoute(vs, t.GetRoute(), site{at.Gateway, at.Port}, field))})
+				out = append(out, ingress.TLSRoute{Names: m.GetSniHosts(), Field: field, Filters: g.before(g.v.tcpRoute(vs, t.GetRoute(), site{at.Gateway, at.Port}, field)...)})
 			}
 		}
 	}
@@ -69,7 +69,7 @@ func (g gatewayRoutes) TLS(vs *mesh.VirtualService, at ingress.Site) (out []ingr
 
 // Manager implements ingress.Routes.
 func (g gatewayRoutes) Manager(m *hcmv3.HttpConnectionManager) *listenerv3.Filter {
-	return g.manager(m)
+	return g.manager(m, g.v.resolvers()...)
 }
 
 // Report implements ingress.Routes.

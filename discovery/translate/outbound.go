@@ -13,6 +13,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/dynamic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/traffic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
@@ -35,7 +36,7 @@ func (v *view) outbound() ([]*listener, []*routev3.RouteConfiguration) {
 		})
 		listeners = append(listeners, v.anyAddress(&listener{
 			Name: "0.0.0.0_" + name, BindToPort: wire.No(), TrafficDirection: outboundDirection,
-			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{connectionManager(&hcmv3.HttpConnectionManager{
+			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{v.manager(&hcmv3.HttpConnectionManager{
 				StatPrefix: "outbound_0.0.0.0_" + name, RouteSpecifier: rds(name),
 			})}}},
 		}, port))
@@ -222,7 +223,7 @@ func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain
 	rest := v.straight(s, p)
 	vs := v.scope.VirtualService(s.Host)
 	if vs == nil {
-		return []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{rest}}}
+		return []*listenerv3.FilterChain{{Filters: rest}}
 	}
 	at := site{meshGateway, p.Number}
 	var out []*listenerv3.FilterChain
@@ -240,7 +241,7 @@ func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain
 			}
 			out = append(out, &listenerv3.FilterChain{
 				FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: names, PrefixRanges: ranges},
-				Filters:          []*listenerv3.Filter{v.tcpRoute(vs, t.GetRoute(), at, field)},
+				Filters:          v.tcpRoute(vs, t.GetRoute(), at, field),
 			})
 		}
 	}
@@ -248,20 +249,20 @@ func (v *view) tcpChains(s *mesh.Service, p mesh.Port) []*listenerv3.FilterChain
 	if all != nil {
 		rest = all
 	}
-	return append(append(out, narrow...), &listenerv3.FilterChain{Filters: []*listenerv3.Filter{rest}})
+	return append(append(out, narrow...), &listenerv3.FilterChain{Filters: rest})
 }
 
 // straight leads connections to the service's own cluster.
-func (v *view) straight(s *mesh.Service, p mesh.Port) *listenerv3.Filter {
+func (v *view) straight(s *mesh.Service, p mesh.Port) []*listenerv3.Filter {
 	name := clusterName("outbound", p.Number, "", s.Host)
 	t := &tcpproxyv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: name}, IdleTimeout: wire.Duration(0)}
 	traffic.TCP(t, v.policyOf(v.scope.RuleFor(s), s, p.Number, nil))
-	return tcpFilter(t)
+	return named(s, p, tcpFilter(t))
 }
 
 // tcpRoutes returns the chains of rules for some addresses only, and the first rule for all of them. Of chains whose
 // addresses overlap Envoy takes the narrowest.
-func (v *view) tcpRoutes(vs *mesh.VirtualService, at site) (narrow []*listenerv3.FilterChain, all *listenerv3.Filter) {
+func (v *view) tcpRoutes(vs *mesh.VirtualService, at site) (narrow []*listenerv3.FilterChain, all []*listenerv3.Filter) {
 	taken := map[string]bool{}
 	for i, t := range vs.Spec.GetTcp() {
 		matches, field := t.GetMatch(), "spec.tcp["+strconv.Itoa(i)+"]"
@@ -281,7 +282,7 @@ func (v *view) tcpRoutes(vs *mesh.VirtualService, at site) (narrow []*listenerv3
 			}
 			if key := match.String(); !taken[key] {
 				taken[key] = true
-				narrow = append(narrow, &listenerv3.FilterChain{FilterChainMatch: match, Filters: []*listenerv3.Filter{v.tcpRoute(vs, t.GetRoute(), at, field)}})
+				narrow = append(narrow, &listenerv3.FilterChain{FilterChainMatch: match, Filters: v.tcpRoute(vs, t.GetRoute(), at, field)})
 			}
 		}
 	}
@@ -289,7 +290,8 @@ func (v *view) tcpRoutes(vs *mesh.VirtualService, at site) (narrow []*listenerv3
 }
 
 // tcpRoute spreads connections over the destinations; one that does not exist keeps its share, which is closed.
-func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDestination, at site, field string) *listenerv3.Filter {
+func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDestination, at site, field string) []*listenerv3.Filter {
+	var out []*listenerv3.Filter
 	t := &tcpproxyv3.TcpProxy{IdleTimeout: wire.Duration(0), StatPrefix: "outbound|" + vs.Object.String()}
 	weighted := &tcpproxyv3.TcpProxy_WeightedCluster{}
 	for i, d := range routes {
@@ -300,6 +302,9 @@ func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDesti
 		if to, ok := v.resolve(d.GetDestination(), at.port, vs.Object, field+".route["+strconv.Itoa(i)+"].destination"); ok {
 			name = to.cluster
 			traffic.TCP(t, to.policy)
+			if len(out) == 0 {
+				out = named(to.service, to.port)
+			}
 		}
 		weighted.Clusters = append(weighted.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{Name: name, Weight: uint32(max(d.GetWeight(), 1))})
 	}
@@ -311,5 +316,13 @@ func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDesti
 	default:
 		t.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: weighted}
 	}
-	return tcpFilter(t)
+	return append(out, tcpFilter(t))
+}
+
+// named puts in front of the filters what finds the server of a wildcard host, where it is found by name.
+func named(s *mesh.Service, p mesh.Port, filters ...*listenerv3.Filter) []*listenerv3.Filter {
+	if s.Resolution != mesh.Dynamic {
+		return filters
+	}
+	return append([]*listenerv3.Filter{dynamic.TLS(p.Number)}, filters...)
 }

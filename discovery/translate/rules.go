@@ -37,6 +37,10 @@ func (v *view) resolve(d *networking.Destination, port uint32, object mesh.Objec
 		v.problems.add(object, field+".port", reasonUnknownPort, d.GetHost()+" has no port "+wire.Itoa(number))
 		return target{}, false
 	}
+	if s.Resolution == mesh.None && v.proxy.Type == mesh.Router { // clients dial the gateway, so it would call itself
+		v.problems.add(object, field+".host", reasonNotResolved, d.GetHost()+" has resolution NONE, and a gateway cannot tell where its clients meant to go")
+		return target{}, false
+	}
 	r := v.scope.RuleFor(s)
 	sub := r.Subset(d.GetSubset())
 	if d.GetSubset() != "" && sub == nil {

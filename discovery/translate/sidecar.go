@@ -36,7 +36,7 @@ func (v *view) ownListeners() (listeners []*listener, routes []*routev3.RouteCon
 		if l.Protocol.IsHTTP() {
 			r := &routev3.RouteConfiguration{Name: name, ValidateClusters: wire.No(), VirtualHosts: append(uniqueDomains(v.hostsOf(l)), v.otherHosts())}
 			routes = append(routes, r)
-			out.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{connectionManager(&hcmv3.HttpConnectionManager{
+			out.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{v.manager(&hcmv3.HttpConnectionManager{
 				StatPrefix: "outbound_" + name, RouteSpecifier: rds(name),
 			})}}}
 		} else {

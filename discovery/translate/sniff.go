@@ -28,7 +28,7 @@ func (v *view) sniff(l *listener, s *mesh.Service, p mesh.Port) *routev3.RouteCo
 	}
 	l.FilterChains = slices.Insert(slices.Clone(l.FilterChains), 0, &listenerv3.FilterChain{
 		FilterChainMatch: match,
-		Filters: []*listenerv3.Filter{connectionManager(&hcmv3.HttpConnectionManager{
+		Filters: []*listenerv3.Filter{v.manager(&hcmv3.HttpConnectionManager{
 			StatPrefix: "outbound_" + name, RouteSpecifier: rds(name),
 		})},
 	})

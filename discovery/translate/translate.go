@@ -140,12 +140,14 @@ const (
 	reasonServerName    = "InvalidServerName"
 	reasonNoGateway     = "NoGateway"
 	reasonNotVisible    = "NotExported"
+	reasonNotResolved   = "NotResolved"
 )
 
 var remedies = map[string]string{
 	reasonUnknownHost:   "create the Service or ServiceEntry, or correct the host; until then such requests get 503",
 	reasonUnknownSubset: "add the subset to the DestinationRule of that host; until then such requests get 503",
 	reasonNotVisible:    "add the namespace to its exportTo, or the host to the egress of the Sidecar; until then such requests get 503",
+	reasonNotResolved:   "write resolution DNS in the ServiceEntry, or DYNAMIC_DNS for a wildcard host; until then such requests get 503",
 	reasonUnknownPort:   "name a port of the service; until then such requests get 503",
 	reasonHostConflict:  "merge the objects into one, only the first by namespace and name is used",
 	reasonPortConflict:  "give one of the services another port or an address of its own",

@@ -110,7 +110,7 @@ func Own(snap *mesh.Snapshot, p *mesh.Proxy, services []*mesh.Service) Resources
 	r := Resources{Clusters: clusters, Listeners: inbound}
 	for _, s := range v.scope.Services() {
 		for _, u := range v.upstreams(s) {
-			if !u.byAddress() && s.Resolution != mesh.DNS {
+			if !u.byAddress() && s.Resolution == mesh.Static {
 				r.Endpoints = append(r.Endpoints, v.assignment(u, false))
 			}
 		}

@@ -45,7 +45,9 @@ func HostsOf(snap *mesh.Snapshot, s *mesh.Service, cluster mesh.ClusterID) []*dn
 }
 
 // asDialled reports whether connections go to the addresses that clients have from elsewhere: the service has none of its own.
-func asDialled(s *mesh.Service) bool { return s.Resolution == mesh.None || len(s.Ranges) > 0 }
+func asDialled(s *mesh.Service) bool {
+	return s.Resolution == mesh.None || s.Resolution == mesh.Dynamic || len(s.Ranges) > 0
+}
 
 // pods adds the addresses of a headless service's endpoints to its host, and returns the hosts of the endpoints as
 // Kubernetes names them: HOSTNAME.SERVICE.NAMESPACE.svc.cluster.local.

@@ -240,8 +240,8 @@ func (o *object) destination(at string, d *networking.Destination) {
 	}
 	d.Host = o.Host(d.Host)
 	o.CheckHost(at+".host", d.Host)
-	if strings.HasPrefix(d.Host, "*") {
-		o.Invalid(at+".host", written.Show(d.Host)+" is not one host", "name one host")
+	if d.Host == "*" {
+		o.Invalid(at+".host", `"*" is not one host`, "name one host, or the wildcard host of a ServiceEntry")
 	}
 	if d.Subset != "" {
 		o.checkSubset(at+".subset", d.Subset)

@@ -285,7 +285,7 @@ type Service struct {
 	Namespace  string          `json:"namespace"`
 	Ports      []mesh.Port     `json:"ports"`
 	Addresses  []string        `json:"addresses"`
-	Resolution mesh.Resolution `json:"resolution"` // 0 static, 1 DNS, 2 none
+	Resolution mesh.Resolution `json:"resolution"` // 0 static, 1 DNS, 2 none, 3 dynamic
 	External   bool            `json:"external,omitempty"`
 	Headless   bool            `json:"headless,omitempty"`
 	Global     bool            `json:"global,omitempty"`
