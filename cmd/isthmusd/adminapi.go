@@ -66,7 +66,15 @@ func (d *daemon) byLeader(local http.Handler) http.Handler {
 			local.ServeHTTP(w, r)
 			return
 		}
-		if to == "" {
+		switch {
+		case to != "":
+		case r.Method == http.MethodGet: // nobody knows more than this replica
+			local.ServeHTTP(w, r)
+			return
+		case d.kept.kube != nil && d.kept.kube.cold():
+			noLeader(w, "the API server is away since this isthmusd started: what must be written waits for it")
+			return
+		default:
 			noLeader(w, "no replica of isthmusd leads")
 			return
 		}

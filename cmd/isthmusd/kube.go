@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/source/file"
 	"github.com/isthmus-mesh/isthmus/discovery/source/kube"
+	"github.com/isthmus-mesh/isthmus/discovery/source/kube/kubeconfig"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
 )
 
@@ -72,19 +74,19 @@ func (d *daemon) readObjects(st *store.Store, reg prometheus.Registerer) ([]part
 	if !k.Enabled {
 		return out, nil
 	}
-	api, err := kube.Local(k.Kubeconfig, k.Context)
+	api, err := kubeconfig.Local(k.Kubeconfig, k.Context)
 	if err != nil {
 		return nil, err
 	}
 	d.kube, err = kube.New(kube.Config{
 		Cluster: d.local.ID, TrustDomain: d.local.TrustDomain, Network: d.local.Network, API: api, Namespace: k.Namespace, EverySecret: k.EverySecret,
-		Sink: st.Sink("kube"), Log: d.log, Reg: reg,
+		Sink: st.Sink("kube"), Memory: d.kept.copy, Log: d.log, Reg: reg,
 	})
 	if err != nil {
 		return nil, err
 	}
 	d.reviews = identity.NewReviews(identity.ReviewConfig{Reviewer: d.kube, TrustDomain: d.local.TrustDomain})
-	return append(out, part{"discovery/source/kube", d.kube.Run}), nil
+	return append(out, part{"discovery/source/kube", d.kube.Run}, part{"last known objects", func(ctx context.Context) error { return d.kept.copy.Run(ctx, d.kube) }}), nil
 }
 
 // sourceStates is what status says of API servers; empty where none is read.

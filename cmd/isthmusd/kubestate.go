@@ -16,13 +16,12 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/lastknown"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/vips"
-	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/federation/kubestate"
-	"github.com/isthmus-mesh/isthmus/federation/ledger"
 	"github.com/isthmus-mesh/isthmus/federation/peering"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"github.com/isthmus-mesh/isthmus/federation/trust"
@@ -46,11 +45,15 @@ type kubeState struct {
 	election *kubestate.Election
 	ca       *authority.Authority
 	memory   *vips.Memory
+	copy     *lastknown.Store
+	keys     keys
+	resumed  *resumed // nil: the state was read
 	replica  string
 	d        *daemon // set before anything runs
 }
 
-// openKube reads the state; while the API server is away it waits, since without keys nobody can be served.
+// openKube reads the state, or, while the API server is away, what was kept of it. Where nothing was it waits: without
+// keys nobody can be served.
 func (k *keeping) openKube(ctx context.Context, cfg Config, log *slog.Logger) error {
 	where := cfg.State
 	if where.Kubeconfig == "" && where.Context == "" {
@@ -64,21 +67,15 @@ func (k *keeping) openKube(ctx context.Context, cfg Config, log *slog.Logger) er
 	if err != nil {
 		return err
 	}
-	s := &kubeState{cfg: cfg, log: log, client: client, rest: rc}
-	if err := s.awaitKeys(ctx, k); err != nil {
-		return err
-	}
-	s.ledger = kubestate.NewLedger(kubestate.LedgerConfig{
-		Client: client, Local: mesh.ClusterID(cfg.Cluster), TrustDomain: mesh.TrustDomain(cfg.TrustDomain), FederationKey: k.key.Public(), Cache: k.disk,
-		Peers: func() []protocol.Peer { return s.d.peering.Status().Peers }, Log: log,
+	s := &kubeState{cfg: cfg, log: log, client: client, rest: rc, copy: k.copy}
+	s.ca = authority.New(authority.Config{
+		Client: s.client, TrustDomain: mesh.TrustDomain(cfg.TrustDomain), Dir: cfg.CA.Dir, MaxTTL: cfg.CA.MaxTTL, Settle: cfg.CA.Settle, Overlap: cfg.CA.Overlap, Log: log,
 	})
-	held, heard, err := s.ledger.Load(ctx)
-	if err != nil {
-		return err
-	}
-	k.state = k.state.Join(mesh.ClusterID(cfg.Cluster), since(held, heard))
 	addr, err := replicaAddress(cfg)
 	if err != nil {
+		return err
+	}
+	if err := s.await(ctx, k); err != nil {
 		return err
 	}
 	host, _ := os.Hostname()
@@ -134,52 +131,6 @@ func replicaAddress(cfg Config) (netip.AddrPort, error) {
 	return a, nil
 }
 
-// awaitKeys reads the shared keys, or makes them if this replica is the first.
-func (s *kubeState) awaitKeys(ctx context.Context, k *keeping) error {
-	for wait := time.Second; ; wait = min(2*wait, 15*time.Second) {
-		try, cancel := context.WithTimeout(ctx, 15*time.Second)
-		err := s.loadKeys(try, k)
-		cancel()
-		if err == nil || !kubestate.Transient(err) {
-			return err
-		}
-		s.log.Warn("keys cannot be read yet; nobody is served until they are", "part", "state", "err", err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-func (s *kubeState) loadKeys(ctx context.Context, k *keeping) error {
-	keys, err := s.client.EnsureSecret(ctx, keysSecret, func(held map[string][]byte) (map[string][]byte, error) {
-		out := map[string][]byte{}
-		for name, create := range map[string]func() ([]byte, error){federationKeyKey: ledger.MakeKey, tokenKeyKey: identity.NewTokenKey} {
-			if len(held[name]) > 0 {
-				continue
-			}
-			data, err := create()
-			if err != nil {
-				return nil, err
-			}
-			out[name] = data
-		}
-		return out, nil
-	})
-	if err != nil {
-		return err
-	}
-	if k.key, err = ledger.ParseKey("in Secret "+s.client.Namespace()+"/"+keysSecret, keys[federationKeyKey]); err != nil {
-		return err
-	}
-	s.ca = authority.New(authority.Config{
-		Client: s.client, TrustDomain: mesh.TrustDomain(s.cfg.TrustDomain), Dir: s.cfg.CA.Dir, MaxTTL: s.cfg.CA.MaxTTL, Settle: s.cfg.CA.Settle, Overlap: s.cfg.CA.Overlap, Log: s.log,
-	})
-	k.ca, err = s.ca.Load(ctx, keys[tokenKeyKey])
-	return err
-}
-
 // since gives times since now.
 func since(s protocol.State, heard map[mesh.ClusterID]time.Time) protocol.State {
 	s.LastHeard = map[mesh.ClusterID]time.Duration{}
@@ -191,8 +142,16 @@ func since(s protocol.State, heard map[mesh.ClusterID]time.Time) protocol.State 
 	return s
 }
 
-// ready blocks until this replica knows the cluster: before its first snapshot it would declare that nothing is exported.
+// ready blocks until this replica knows the cluster: before its first snapshot it would declare that nothing is exported,
+// and before the state was read it does not know what was said under the numbers it would use.
 func (s *kubeState) ready(ctx context.Context) error {
+	if s.resumed != nil {
+		select {
+		case <-s.resumed.over:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	for {
 		snap, changed := s.d.snapshots.Latest()
 		if snap != nil {
@@ -213,7 +172,7 @@ func (s *kubeState) parts(d *daemon, st *store.Store) []part {
 		{"leader election", s.election.Run},
 		{"federation/kubestate", s.ledger.Run},
 		{"certificate authority", func(ctx context.Context) error {
-			return s.ca.Run(ctx, authority.Listener{Problems: st.Sink("ca"), Changed: func(roots []byte) {
+			return s.ca.Run(ctx, authority.Listener{Problems: st.Sink("ca"), Keep: s.keep, Confirmed: s.confirmation(st.Sink("state")), Changed: func(roots []byte) {
 				d.setTrust(nil)
 				st.UpdateLocal(func(local *mesh.Cluster) { local.Roots = roots })
 			}})
@@ -231,7 +190,7 @@ func (s *kubeState) leads() (bool, netip.AddrPort) {
 // Current implements peering.Leadership.
 func (s *kubeState) Current() (peering.Standing, <-chan struct{}) {
 	t, changed := s.election.Current()
-	st := peering.Standing{Leads: t.Leading, Term: t.Number, Known: t.Known}
+	st := peering.Standing{Leads: t.Leading, Term: t.Number, Known: t.Known || s.cold()}
 	if !t.Leading {
 		st.Leader = t.Address()
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -90,6 +91,8 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return diag.Hint(fmt.Errorf("data directory: %w", err), "make %s writable, or name another dataDir", cfg.DataDir)
 	}
+	pages := openWeb(ports.metrics, reg)
+	defer pages.close()
 	d := &daemon{cfg: cfg, log: log, bundles: &trust.Bundles{}}
 	if d.kept, err = keep(ctx, cfg, log); err != nil {
 		return err
@@ -118,6 +121,8 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	}
 	st := store.New(sc, log, reg)
 	d.snapshots = st
+	pages.use(st)
+	d.kept.copy.Report(st.Sink("lastknown"))
 	if d.machines, err = workload.New(workload.Config{Dir: cfg.data("machines"), Sink: st.Sink("machine"), Grace: cfg.MachineGrace, Log: log}); err != nil {
 		return err
 	}
@@ -185,9 +190,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	}
 	parts = append(parts, hooks...)
 	parts = append(parts, d.writeStatus(st, vs, reg)...)
-	if ports.metrics != nil {
-		parts = append(parts, part{"metrics", serveMetrics(ports.metrics, reg, st)})
-	}
+	parts = append(parts, part{"metrics", pages.run})
 	if ports.plaintext != nil {
 		plain := grpc.NewServer(xds.ServerOptions()...)
 		ads.Register(plain)
@@ -267,24 +270,48 @@ func serveGRPC(srv *grpc.Server, l net.Listener) func(context.Context) error {
 	}
 }
 
-// serveMetrics serves /metrics and /ready until ctx ends.
-func serveMetrics(l net.Listener, reg *prometheus.Registry, snapshots mesh.Snapshots) func(context.Context) error {
+// web serves /metrics and /ready, from the start: while keys are waited for, too.
+type web struct {
+	srv       *http.Server
+	ended     chan error
+	snapshots atomic.Pointer[mesh.Snapshots]
+}
+
+// openWeb serves on the listener, until close; nil: nowhere.
+func openWeb(l net.Listener, reg *prometheus.Registry) *web {
+	w := &web{ended: make(chan error, 1)}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
-		if snap, _ := snapshots.Latest(); snap == nil { // readiness never waits for a peer, only for the own objects
-			http.Error(w, "the first snapshot is not built yet", http.StatusServiceUnavailable)
+	mux.HandleFunc("GET /ready", func(out http.ResponseWriter, _ *http.Request) {
+		s := w.snapshots.Load()
+		if s == nil {
+			http.Error(out, "the keys of the cluster are not read yet", http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(w, "ready")
-	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	return func(ctx context.Context) error {
-		stop := context.AfterFunc(ctx, func() { srv.Close() })
-		defer stop()
-		if err := srv.Serve(l); err != nil && ctx.Err() == nil {
-			return err
+		if snap, _ := (*s).Latest(); snap == nil { // readiness never waits for a peer, only for the own objects
+			http.Error(out, "the first snapshot is not built yet", http.StatusServiceUnavailable)
+			return
 		}
+		fmt.Fprintln(out, "ready")
+	})
+	w.srv = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	if l != nil {
+		go func() { w.ended <- w.srv.Serve(l) }()
+	}
+	return w
+}
+
+// use has /ready look at the snapshots.
+func (w *web) use(s mesh.Snapshots) { w.snapshots.Store(&s) }
+
+func (w *web) close() { w.srv.Close() }
+
+// run returns when ctx ends, or with why nothing is served any more.
+func (w *web) run(ctx context.Context) error {
+	select {
+	case err := <-w.ended:
+		return err
+	case <-ctx.Done():
 		return nil
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/lastknown"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
@@ -30,6 +31,7 @@ type keeping struct {
 	kube     *kubeState
 	election *kubestate.Election
 	disk     *ledger.Ledger
+	copy     *lastknown.Store
 }
 
 // keep opens the state where the configuration says.
@@ -38,7 +40,9 @@ func keep(ctx context.Context, cfg Config, log *slog.Logger) (*keeping, error) {
 	if err != nil {
 		return nil, diag.Hint(err, "one isthmusd for each dataDir: end the other one")
 	}
-	k := &keeping{disk: disk}
+	last := cfg.lastKnown()
+	last.Log = log
+	k := &keeping{disk: disk, copy: lastknown.Open(last)}
 	contents, err := disk.Load()
 	if err == nil {
 		for _, skipped := range contents.Skipped {
@@ -108,10 +112,12 @@ type StateConfig struct {
 	// Lease is how long the others wait for a leader that is silent. Lowering it fails over sooner, and takes a slow API
 	// server for a dead leader. Whole seconds, at least 3.
 	Lease time.Duration `yaml:"lease"`
+	// Cache is about what is kept for a start without the API server.
+	Cache cacheConfig `yaml:"cache"`
 }
 
 func defaultState() StateConfig {
-	return StateConfig{In: inLocal, Lease: kubestate.DefaultElection().Duration}
+	return StateConfig{In: inLocal, Lease: kubestate.DefaultElection().Duration, Cache: cacheConfig{Directory: "lastknown", Secrets: lastknown.Memory}}
 }
 
 func (c StateConfig) validate() error {
@@ -121,5 +127,5 @@ func (c StateConfig) validate() error {
 	case c.Lease < 3*time.Second || c.Lease%time.Second != 0:
 		return fmt.Errorf("state.lease: %s is not a number of whole seconds, 3s or more", c.Lease)
 	}
-	return nil
+	return c.Cache.validate()
 }

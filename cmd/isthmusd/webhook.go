@@ -12,7 +12,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/inject"
 	"github.com/isthmus-mesh/isthmus/discovery/inject/webhook"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
-	"github.com/isthmus-mesh/isthmus/discovery/source/kube"
+	"github.com/isthmus-mesh/isthmus/discovery/source/kube/kubeconfig"
 	"github.com/isthmus-mesh/isthmus/eastwest/sni"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -73,7 +73,7 @@ func (d *daemon) webhooks(l net.Listener, reg prometheus.Registerer) ([]part, er
 // watchInjection makes the parts that need the API server: the injector's configuration, and its certificate authority
 // in the webhook configuration.
 func (d *daemon) watchInjection(k kubeSource, namespace string) (*webhook.Watcher, []part, error) {
-	api, err := kube.Local(k.Kubeconfig, k.Context)
+	api, err := kubeconfig.Local(k.Kubeconfig, k.Context)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -65,7 +65,7 @@ var rules = []rule{
 	{pkgs: []string{"discovery/lint"}, ours: base, others: istioTypes, pure: true},
 	{pkgs: []string{"discovery/source/file"}, ours: join(base, "discovery/config", "discovery/config/written"), others: []string{"github.com/fsnotify/fsnotify"}},
 	{
-		pkgs: []string{"discovery/source/kube"}, ours: join(base, "discovery/config", "discovery/config/written", "discovery/identity"),
+		pkgs: []string{"discovery/source/kube/..."}, ours: join(base, "discovery/config", "discovery/config/written", "discovery/identity", "discovery/source/kube/..."),
 		others: join(kubernetes, append(metrics, "github.com/go-logr/logr")...),
 	},
 	{
@@ -143,7 +143,7 @@ var homes = []struct {
 	{"github.com/google/nftables/...", []string{"e2e/lab", "e2e/kubelab/...", "internal/capture"}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"github.com/fsnotify/fsnotify", []string{"cmd/isthmus-cni/...", "discovery/source/file"}},
-	{"k8s.io/client-go/...", []string{"discovery/source/kube", "discovery/inject/webhook", "discovery/status", "federation/kubestate", "cmd/...", "internal/kubetest", "internal/patient", "e2e/..."}},
+	{"k8s.io/client-go/...", []string{"discovery/source/kube/...", "discovery/inject/webhook", "discovery/status", "federation/kubestate", "cmd/...", "internal/kubetest", "internal/patient", "e2e/..."}},
 }
 
 // unreachable says what a program must not contain, by whatever chain of imports.

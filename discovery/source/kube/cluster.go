@@ -48,6 +48,8 @@ type cluster struct {
 	complain error     // about the credentials or the like, from outside
 	problems []mesh.Problem
 	news     chan struct{} // closed when served changes
+
+	copy memory // what was read before this process began
 }
 
 func newCluster(s *Source, id mesh.ClusterID, remote bool) *cluster {
@@ -68,9 +70,14 @@ func (c *cluster) run(ctx context.Context) {
 	c.mu.Lock()
 	conn := c.conn
 	c.connect, c.up, c.served = time.Time{}, false, served{}
+	recall := !c.live && c.src.cfg.Memory != nil
+	c.copy.loading = recall
 	c.mu.Unlock()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	if recall {
+		wg.Go(func() { c.recall(conn.server) })
+	}
 	for _, t := range c.tables {
 		w := &watcher{table: t, conn: conn}
 		wg.Go(func() { w.run(ctx) })
@@ -270,14 +277,18 @@ func (c *cluster) set(t *table, state, verb string, err error) {
 
 // begin reports all objects once every kind is known. The caller holds mu.
 func (c *cluster) begin() {
-	if c.live || c.connect.IsZero() {
+	if c.live || c.copy.loading {
+		return
+	}
+	if c.connect.IsZero() && !c.alone() {
 		return
 	}
 	for _, t := range c.tables {
-		if t.state == StateSyncing && time.Since(c.connect) < firstList {
+		if t.state == StateSyncing && time.Since(c.connect) < firstList && !c.connect.IsZero() {
 			return
 		}
 	}
+	c.restore()
 	for _, first := range []string{kindNamespace, kindNode, kindPod, kindService} { // others depend on these
 		for _, t := range c.tables {
 			if t.name == first && t.group == "" {
@@ -297,7 +308,6 @@ func (c *cluster) begin() {
 	c.src.metrics.objects(c)
 	if !c.remote {
 		c.src.remotes.poke()
-		c.sink.Synced()
 	}
 }
 

@@ -46,6 +46,8 @@ type Config struct {
 	// Beat is the time between two looks at whether an API server is there and what it serves. Raising it saves small
 	// requests and delays the report of a lost server and the use of a new kind. 0 means one second.
 	Beat time.Duration
+	// Memory has what was read before, for a start while an API server is away. Nil: nothing.
+	Memory Memory
 	// Retry is the longest pause between two tries to list or watch a kind. Raising it saves requests that fail and
 	// delays recovery. 0 means two seconds.
 	Retry time.Duration

@@ -69,8 +69,11 @@ func (c *cluster) ref() mesh.ObjectRef {
 func (c *cluster) lost() mesh.Problem {
 	p := mesh.Problem{Object: c.ref(), Reason: ReasonSourceLost, Remedy: "check that " + c.conn.server + " runs and can be reached from isthmusd; it is tried all the time"}
 	state := "what it said stays in use"
-	if c.connect.IsZero() && !c.live {
+	switch {
+	case !c.live:
 		state = "nothing is known of it yet"
+	case !c.copy.at.IsZero():
+		state = "what was known of it at " + c.copy.at.UTC().Format(time.RFC3339) + " is in use"
 	}
 	p.Message = fmt.Sprintf("the API server %s is lost since %s; %s: %s", c.conn.server, c.since.UTC().Format(time.RFC3339), state, plain(c.why))
 	if isUnauthorized(c.why) {

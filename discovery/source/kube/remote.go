@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/source/kube/kubeconfig"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
@@ -30,6 +31,8 @@ type remotes struct {
 
 	outside      map[*cluster]map[string][]string // addresses of Services, by cluster and host
 	outsideNews  bool
+	applied      bool // the secrets were looked at
+	synced       bool // or is about to be said
 	problems     []mesh.Problem
 	problemsKept map[mesh.ClusterID]bool
 }
@@ -74,10 +77,12 @@ func (r *remotes) run(ctx context.Context) {
 			return
 		case <-r.wake:
 		}
-		if secrets, known := r.secrets(); known {
+		secrets, known := r.secrets()
+		if known {
 			r.apply(ctx, secrets)
 		}
 		r.tellOutside()
+		r.sync(ctx)
 	}
 }
 
@@ -132,7 +137,7 @@ func (r *remotes) apply(ctx context.Context, secrets []*corev1.Secret) {
 	}
 	r.mu.Lock()
 	same := reflect.DeepEqual(problems, r.problems)
-	r.problems = problems
+	r.problems, r.applied = problems, true
 	r.mu.Unlock()
 	key := string(r.src.cfg.Cluster) + "/remote-secrets"
 	switch {
@@ -170,7 +175,7 @@ func (r *remotes) claims(secrets []*corev1.Secret) (map[mesh.ClusterID]claim, []
 			first, taken := out[id]
 			switch {
 			case !mesh.IsLabel(key):
-				problems = append(problems, r.problem(s, id, ReasonRemoteSecret, "the key is not the name of a cluster (a-z, 0-9, -)", remakeSecret))
+				problems = append(problems, r.problem(s, id, ReasonRemoteSecret, "the key is not the name of a cluster (a-z, 0-9, -)", kubeconfig.RemakeSecret))
 			case id == r.src.cfg.Cluster:
 				problems = append(problems, r.problem(s, id, ReasonRemoteTwice, "the key is the name of the local cluster; it is not read a second time", "give the remote cluster a name of its own"))
 			case taken:
@@ -186,19 +191,19 @@ func (r *remotes) claims(secrets []*corev1.Secret) (map[mesh.ClusterID]claim, []
 }
 
 // ensure has the cluster read with that kubeconfig.
-func (r *remotes) ensure(ctx context.Context, id mesh.ClusterID, kubeconfig []byte) error {
-	digest := sha256.Sum256(kubeconfig)
+func (r *remotes) ensure(ctx context.Context, id mesh.ClusterID, raw []byte) error {
+	digest := sha256.Sum256(raw)
 	x := r.running()[id]
 	if x != nil && x.digest == digest {
 		return nil
 	}
-	cfg, err := remoteConfig(kubeconfig)
+	cfg, err := kubeconfig.Remote(raw)
 	if err != nil {
 		return err
 	}
 	conn, err := dial(cfg)
 	if err != nil {
-		return diag.Hint(err, "%s", remakeSecret)
+		return diag.Hint(err, "%s", kubeconfig.RemakeSecret)
 	}
 	c := (*cluster)(nil)
 	if x != nil { // new credentials fill the same tables: nothing that is still there is wiped

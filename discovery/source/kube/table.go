@@ -121,6 +121,7 @@ func (t *table) put(x *cut) {
 	}
 	before := e.cut
 	e.cut = x
+	t.c.copy.revision++
 	if t.c.live {
 		t.c.changed(t, before, x)
 		t.report(e)
@@ -133,6 +134,7 @@ func (t *table) remove(key string) {
 		return
 	}
 	delete(t.entries, key)
+	t.c.copy.revision++
 	if e.reported {
 		t.c.sink.Forget(t.keyOf(e))
 	}

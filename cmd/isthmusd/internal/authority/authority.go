@@ -14,11 +14,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/federation/kubestate"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
 // Objects of the certificate authority in the root namespace; the first two have Istio's names and form.
@@ -28,6 +30,7 @@ const (
 	rootsMap    = "isthmus-ca-roots"
 	rootsKey    = "roots.json"
 	poll        = 5 * time.Second
+	confirmPoll = time.Second
 	maxFile     = 1 << 20
 )
 
@@ -50,13 +53,16 @@ type Authority struct {
 	ca    *identity.CA
 	from  string            // names the given one in messages
 	data  map[string][]byte // as it was read last; nil: none is given
-	roots []rootEntry       // as the ConfigMap says
+	used  map[string][]byte // what signs
+	keep  func(Kept)        // nil: nobody wants it
+	roots []Root            // as the ConfigMap says
 	next  *identity.Authority
-	since time.Time // when next came
+	later map[string][]byte // what next was made of
+	since time.Time         // when next came
 }
 
-// rootEntry is one generation of roots in the ConfigMap, which replicas share so that a restart forgets none.
-type rootEntry struct {
+// Root is one generation of roots in the ConfigMap, which replicas share so that a restart forgets none.
+type Root struct {
 	ID    string    `json:"id"`             // of the authority
 	Roots string    `json:"roots"`          // PEM
 	Until time.Time `json:"until,omitzero"` // zero: it is in use
@@ -89,6 +95,7 @@ func (c *Authority) Load(ctx context.Context, tokenKey []byte) (*identity.CA, er
 	if c.ca, err = identity.New(conf, from, identity.MaterialOf(data), tokenKey); err != nil {
 		return nil, err
 	}
+	c.used = data
 	if err := c.note(ctx, c.ca.Authority()); err != nil {
 		return nil, err
 	}
@@ -124,11 +131,11 @@ func (c *Authority) given(ctx context.Context) (map[string][]byte, error) {
 func (c *Authority) note(ctx context.Context, a *identity.Authority) error {
 	now := time.Now().UTC().Truncate(time.Second)
 	return c.cfg.Client.UpdateConfigMap(ctx, rootsMap, func(data map[string]string) bool {
-		var held []rootEntry
+		var held []Root
 		if err := json.Unmarshal([]byte(data[rootsKey]), &held); err != nil && data[rootsKey] != "" {
 			c.cfg.Log.Error("the list of roots does not decode; it is written anew", "part", "ca", "err", err)
 		}
-		next := []rootEntry{{ID: a.ID(), Roots: string(a.Roots())}}
+		next := []Root{{ID: a.ID(), Roots: string(a.Roots())}}
 		changed := true
 		for _, e := range held {
 			switch {
@@ -170,8 +177,75 @@ func (c *Authority) others(a *identity.Authority) []byte {
 	return out.Bytes()
 }
 
+// Kept is what a start without the API needs: what signs, and whom to trust.
+type Kept struct {
+	// Given: the operator gave it.
+	Given bool `json:"given,omitempty"`
+	// Data is the content of its Secret, private key and all.
+	Data  map[string][]byte `json:"data"`
+	Roots []Root            `json:"roots"`
+}
+
+// String keeps the key out of every kind of output.
+func (Kept) String() string { return "[redacted]" }
+
+// GoString returns [redacted].
+func (Kept) GoString() string { return "[redacted]" }
+
+// Kept returns what a start without the API needs. It is not to be called while Run runs, which tells its Listener.
+func (c *Authority) Kept() Kept {
+	return Kept{Given: c.data != nil, Data: c.used, Roots: slices.Clone(c.roots)}
+}
+
+// Resume returns the CA to start with while the API is away.
+func (c *Authority) Resume(k Kept, tokenKey []byte) (*identity.CA, error) {
+	conf := identity.Config{TrustDomain: c.cfg.TrustDomain, MaxTTL: c.cfg.MaxTTL, Log: c.cfg.Log}
+	var err error
+	if c.ca, err = identity.New(conf, "as it was kept", identity.MaterialOf(k.Data), tokenKey); err != nil {
+		return nil, err
+	}
+	c.from, c.used, c.roots = "as it was kept", k.Data, k.Roots
+	if k.Given {
+		c.data = k.Data
+	}
+	return c.ca, c.ca.Use(c.ca.Authority(), c.others(c.ca.Authority()))
+}
+
+// Confirm brings what Resume began with in line with the API, which is back. It fails with ErrOther when the API has
+// another CA than was kept.
+func (c *Authority) Confirm(ctx context.Context) error {
+	if c.data == nil {
+		given, err := c.given(ctx)
+		if err != nil {
+			return err
+		}
+		if given == nil {
+			held, err := c.cfg.Client.EnsureSecret(ctx, OwnSecret, func(held map[string][]byte) (map[string][]byte, error) {
+				if len(held) > 0 {
+					return nil, nil
+				}
+				return c.used, nil
+			})
+			if err != nil {
+				return err
+			}
+			if !maps.EqualFunc(held, c.used, bytes.Equal) {
+				return diag.Hint(fmt.Errorf("%w: Secret %s/%s", ErrOther, c.cfg.Client.Namespace(), OwnSecret), "it is used when isthmusd has started again")
+			}
+		}
+	}
+	return c.note(ctx, c.ca.Authority())
+}
+
+// ErrOther is wrapped when the API has other keys than were kept.
+var ErrOther = errors.New("the API server has other keys than were kept")
+
 // Listener is told what changes.
 type Listener struct {
+	// Keep is told what a start without the API needs, when it changes. Nil: nobody wants it.
+	Keep func(Kept)
+	// Confirmed returns nil once the API has been read. Until then only the roots that expire are looked after. Nil: it has.
+	Confirmed func(context.Context) error
 	// Problems gets what is wrong with a given CA.
 	Problems mesh.Sink
 	// Changed is called with the roots that are trusted now.
@@ -180,8 +254,13 @@ type Listener struct {
 
 // Run follows the given CA until ctx ends.
 func (c *Authority) Run(ctx context.Context, l Listener) error {
-	tick := time.NewTicker(min(poll, max(c.cfg.Settle/4, 100*time.Millisecond)))
+	c.keep = l.Keep
+	every := min(poll, max(c.cfg.Settle/4, 100*time.Millisecond))
+	tick := time.NewTicker(every)
 	defer tick.Stop()
+	if l.Confirmed != nil {
+		tick.Reset(min(every, confirmPoll))
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -189,7 +268,16 @@ func (c *Authority) Run(ctx context.Context, l Listener) error {
 		case <-tick.C:
 		}
 		call, cancel := context.WithTimeout(ctx, 5*time.Second)
-		c.look(call, l.Problems)
+		if l.Confirmed == nil {
+			c.look(call, l.Problems)
+		} else if err := l.Confirmed(call); err == nil {
+			l.Confirmed = nil
+			tick.Reset(every)
+			c.told()
+		} else if !kubestate.Transient(err) && ctx.Err() == nil {
+			cancel()
+			return err
+		}
 		cancel()
 		if err := c.apply(l.Changed); err != nil {
 			c.cfg.Log.Error("the roots are not changed", "part", "ca", "err", err)
@@ -234,14 +322,21 @@ func (c *Authority) look(ctx context.Context, problems mesh.Sink) {
 	} else {
 		c.cfg.Log.Info("a new CA is told to everybody before it signs", "part", "ca", "authority", next.ID(), "settle", c.cfg.Settle)
 	}
-	c.next, c.since = next, time.Now()
+	c.next, c.later, c.since = next, data, time.Now()
+}
+
+// told has what is needed for a start kept.
+func (c *Authority) told() {
+	if c.keep != nil {
+		c.keep(c.Kept())
+	}
 }
 
 // apply brings the CA and all who trust it in line.
 func (c *Authority) apply(changed func([]byte)) error {
 	by := c.ca.Authority()
 	if c.next != nil && time.Since(c.since) >= c.cfg.Settle {
-		by, c.next = c.next, nil
+		by, c.next, c.used = c.next, nil, c.later
 		c.cfg.Log.Info("certificates are signed by the new CA", "part", "ca", "authority", by.ID(), "overlap", c.overlap())
 	}
 	before := c.ca.Roots()
@@ -249,6 +344,7 @@ func (c *Authority) apply(changed func([]byte)) error {
 		return err
 	}
 	if roots := c.ca.Roots(); !bytes.Equal(before, roots) {
+		c.told()
 		changed(roots)
 	}
 	return nil

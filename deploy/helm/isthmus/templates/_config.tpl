@@ -9,7 +9,7 @@
 {{- with $v.advertisedGateways }}{{ $_ := set $c "gateways" . }}{{ end -}}
 {{- $_ := set $c "source" (dict "kube" (dict "enabled" true "namespace" .Release.Namespace "everySecret" $v.isthmusd.everySecret)) -}}
 {{- if $v.injection.enabled }}{{ $_ := set $c "webhook" (dict "listen" "0.0.0.0:15017" "revision" $v.injection.revision) }}{{ end -}}
-{{- $_ := set $c "state" (dict "in" "kubernetes") -}}
+{{- $_ := set $c "state" (dict "in" "kubernetes" "cache" (dict "directory" "/run/isthmus/lastknown")) -}}
 {{- $_ := set $c "ca" (dict "maxTTL" $v.ca.maxTTL) -}}
 {{- $_ := set $c "federation" (dict "autoApprove" $v.federation.autoApprove "lateAfter" $v.federation.lateAfter "lease" $v.federation.lease) -}}
 {{- toYaml (mergeOverwrite $c (deepCopy $v.isthmusd.config)) -}}

@@ -1,4 +1,5 @@
-package kube
+// Package kubeconfig says how API servers are reached: the local one, and those that remote secrets name.
+package kubeconfig
 
 import (
 	"fmt"
@@ -32,26 +33,26 @@ func Local(file, context string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// remoteConfig reads the kubeconfig of a remote secret. Whoever may write the secret must not thereby run programs or
+// Remote reads the kubeconfig of a remote secret. Whoever may write the secret must not thereby run programs or
 // read files here, so all that would is refused. No error holds a credential.
-func remoteConfig(data []byte) (*rest.Config, error) {
+func Remote(data []byte) (*rest.Config, error) {
 	if len(data) > maxKubeconfig {
 		return nil, diag.Hint(fmt.Errorf("the kubeconfig has %d bytes", len(data)), "leave all but one context out")
 	}
 	if len(strings.TrimSpace(string(data))) == 0 {
-		return nil, diag.Hint(fmt.Errorf("the kubeconfig is empty"), "%s", remakeSecret)
+		return nil, diag.Hint(fmt.Errorf("the kubeconfig is empty"), "%s", RemakeSecret)
 	}
 	kc, err := clientcmd.Load(data)
 	if err != nil {
-		return nil, diag.Hint(fmt.Errorf("the kubeconfig does not parse"), "%s", remakeSecret) // the parser quotes what it read
+		return nil, diag.Hint(fmt.Errorf("the kubeconfig does not parse"), "%s", RemakeSecret) // the parser quotes what it read
 	}
 	ctx := kc.Contexts[kc.CurrentContext]
 	if ctx == nil {
-		return nil, diag.Hint(fmt.Errorf("the kubeconfig has no context %.80q, its current-context", kc.CurrentContext), "%s", remakeSecret)
+		return nil, diag.Hint(fmt.Errorf("the kubeconfig has no context %.80q, its current-context", kc.CurrentContext), "%s", RemakeSecret)
 	}
 	cluster, user := kc.Clusters[ctx.Cluster], kc.AuthInfos[ctx.AuthInfo]
 	if cluster == nil {
-		return nil, diag.Hint(fmt.Errorf("the kubeconfig has no cluster %.80q, that of its current-context", ctx.Cluster), "%s", remakeSecret)
+		return nil, diag.Hint(fmt.Errorf("the kubeconfig has no cluster %.80q, that of its current-context", ctx.Cluster), "%s", RemakeSecret)
 	}
 	if user == nil {
 		user = &clientcmdapi.AuthInfo{}
@@ -61,12 +62,13 @@ func remoteConfig(data []byte) (*rest.Config, error) {
 	}
 	cfg, err := clientcmd.NewDefaultClientConfig(*kc, &clientcmd.ConfigOverrides{}).ClientConfig()
 	if err != nil {
-		return nil, diag.Hint(fmt.Errorf("the kubeconfig cannot be used"), "%s", remakeSecret)
+		return nil, diag.Hint(fmt.Errorf("the kubeconfig cannot be used"), "%s", RemakeSecret)
 	}
 	return cfg, nil
 }
 
-const remakeSecret = "make the secret with isthmus create-remote-secret or istioctl create-remote-secret"
+// RemakeSecret is the remedy for a remote secret that cannot be used.
+const RemakeSecret = "make the secret with isthmus create-remote-secret or istioctl create-remote-secret"
 
 // refuse names what a remote secret must not hold.
 func refuse(c *clientcmdapi.Cluster, u *clientcmdapi.AuthInfo) error {
@@ -85,7 +87,7 @@ func refuse(c *clientcmdapi.Cluster, u *clientcmdapi.AuthInfo) error {
 		{u.Token == "" && len(u.ClientCertificateData) == 0 && u.Username == "", "users.user", "it has no credentials", "use a token"},
 	} {
 		if x.found {
-			return diag.Hint(fmt.Errorf("the kubeconfig is refused: %s: %s", x.what, x.why), "%s; %s", x.other, remakeSecret)
+			return diag.Hint(fmt.Errorf("the kubeconfig is refused: %s: %s", x.what, x.why), "%s; %s", x.other, RemakeSecret)
 		}
 	}
 	return nil
