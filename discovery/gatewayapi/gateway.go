@@ -276,11 +276,23 @@ func (c *converter) emit(g *gateway) {
 		if !l.programmed() || g.selector == nil {
 			continue
 		}
-		spec := &networking.Gateway{Selector: g.selector, Servers: []*networking.Server{l.server()}}
-		c.out.Input.Gateways = append(c.out.Input.Gateways, &mesh.Gateway{Object: l.object("Gateway", l.name()), Spec: spec, Routers: g.namespace, Secrets: l.secrets})
+		if l.spec.Protocol == gatewayv1.TLSProtocolType && !passthrough(l.spec) {
+			c.emitEnded(l)
+			continue
+		}
+		c.emitServer(l, l.name(), []string{l.host})
 		c.emitHTTP(l)
 		c.emitL4(l)
 	}
+}
+
+// emitServer writes an Istio Gateway with one server.
+func (c *converter) emitServer(l *listener, name string, hosts []string) {
+	s := l.server()
+	s.Hosts = hosts
+	c.out.Input.Gateways = append(c.out.Input.Gateways, &mesh.Gateway{
+		Object: l.object("Gateway", name), Routers: l.gateway.namespace, Secrets: l.secrets, Spec: &networking.Gateway{Selector: l.gateway.selector, Servers: []*networking.Server{s}},
+	})
 }
 
 // object names what the listener becomes. It stands where the Gateway stands.

@@ -47,6 +47,7 @@ func Derive(snap *mesh.Snapshot, declared func(host string) *mesh.ServiceDecl, b
 		c.emit(g)
 		c.gatewayStatus(g)
 	}
+	c.ingress()
 	c.share(before)
 	return c.out
 }
@@ -93,6 +94,16 @@ func (c *converter) collect() {
 			}
 		case *gatewayv1.HTTPRoute:
 			c.addRoute(x.Object, &v.ObjectMeta, "httproutes", v.Spec.CommonRouteSpec, v.Spec.Hostnames, func(r *route) { c.httpRules(r, v.Spec.Rules) })
+		case *gatewayv1.GRPCRoute:
+			c.addRoute(x.Object, &v.ObjectMeta, "grpcroutes", v.Spec.CommonRouteSpec, v.Spec.Hostnames, func(r *route) { c.httpRules(r, overHTTP(v.Spec.Rules)) })
+		case *gatewayv1.TLSRoute:
+			c.addRoute(x.Object, &v.ObjectMeta, "tlsroutes", v.Spec.CommonRouteSpec, v.Spec.Hostnames, func(r *route) {
+				c.connections(r, len(v.Spec.Rules), func(i int) []gatewayv1.BackendRef { return v.Spec.Rules[i].BackendRefs })
+			})
+		case *gatewayv1.TCPRoute:
+			c.addRoute(x.Object, &v.ObjectMeta, "tcproutes", v.Spec.CommonRouteSpec, nil, func(r *route) {
+				c.connections(r, len(v.Spec.Rules), func(i int) []gatewayv1.BackendRef { return v.Spec.Rules[i].BackendRefs })
+			})
 		}
 	}
 }

@@ -33,8 +33,12 @@ func conditions(generation int64, list ...condition) []metav1.Condition {
 	return out
 }
 
-// status has a status written.
+// status has a status of the Gateway API written.
 func (c *converter) status(ref mesh.ObjectRef, resource string, generation int64, v any) {
+	c.statusOf(group, ref, resource, generation, v)
+}
+
+func (c *converter) statusOf(group string, ref mesh.ObjectRef, resource string, generation int64, v any) {
 	raw, err := json.Marshal(v)
 	if err != nil { // the API's own types
 		c.problem(ref, "status", "Invalid", err.Error(), "")
@@ -125,8 +129,8 @@ func supportedFeatures() []gatewayv1.SupportedFeature {
 
 // features are the names of the conformance suite for what is supported.
 var features = []string{
-	"Gateway", "GatewayHTTPListenerIsolation", "GatewayPort8080", "HTTPRoute", "HTTPRouteBackendProtocolH2C", "HTTPRouteBackendProtocolWebSocket", "HTTPRouteBackendRequestHeaderModification",
+	"GRPCRoute", "GRPCRouteNamedRouteRule", "Gateway", "GatewayHTTPListenerIsolation", "GatewayPort8080", "HTTPRoute", "HTTPRouteBackendProtocolH2C", "HTTPRouteBackendProtocolWebSocket", "HTTPRouteBackendRequestHeaderModification",
 	"HTTPRouteBackendTimeout", "HTTPRouteDestinationPortMatching", "HTTPRouteHostRewrite", "HTTPRouteMethodMatching", "HTTPRouteNamedRouteRule", "HTTPRouteParentRefPort", "HTTPRoutePathRedirect",
 	"HTTPRoutePathRewrite", "HTTPRoutePortRedirect", "HTTPRouteQueryParamMatching", "HTTPRouteRequestMirror", "HTTPRouteRequestMultipleMirrors", "HTTPRouteRequestPercentageMirror",
-	"HTTPRouteRequestTimeout", "HTTPRouteResponseHeaderModification", "HTTPRouteSchemeRedirect", "ReferenceGrant",
+	"HTTPRouteRequestTimeout", "HTTPRouteResponseHeaderModification", "HTTPRouteSchemeRedirect", "ReferenceGrant", "TCPRoute", "TLSRoute", "TLSRouteModeMixed", "TLSRouteModeTerminate",
 }

@@ -299,6 +299,10 @@ func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDesti
 			continue
 		}
 		name := blackHoleCluster
+		if vs.GatewayAPI && d.GetDestination().GetHost() == "" {
+			weighted.Clusters = append(weighted.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{Name: name, Weight: uint32(max(d.GetWeight(), 1))})
+			continue
+		}
 		if to, ok := v.resolve(d.GetDestination(), at.port, vs.Object, field+".route["+strconv.Itoa(i)+"].destination"); ok {
 			name = to.cluster
 			traffic.TCP(t, to.policy)
