@@ -20,6 +20,8 @@ const (
 	Audience = "isthmus.io/admin"
 	// TokenHeader carries the token: the API server keeps the header Authorization for itself.
 	TokenHeader = "X-Isthmus-Token"
+	// CallerHeader says to the replica that answers who called. What a caller writes there itself is overwritten.
+	CallerHeader = "X-Isthmus-Caller"
 	// AccessGroup is the API group in Roles. Its resources are the first parts of the paths below: status, peers, tokens, ...
 	AccessGroup = "admin.isthmus.io"
 	// LocalOnly is the query parameter with which one replica asks another for what that one alone knows.
@@ -127,6 +129,50 @@ type Peer struct {
 	Seq         uint64    `json:"seq"`
 	Alive       string    `json:"alive"` // gossip's opinion: alive, suspect, dead, unknown
 	Problem     string    `json:"problem,omitempty"`
+}
+
+// Trust says which roots are trusted: GET /v1/trust.
+type Trust struct {
+	Cluster     string        `json:"cluster"`
+	TrustDomain string        `json:"trustDomain"`
+	Phase       string        `json:"phase"`           // steady, telling, overlap
+	Given       string        `json:"given,omitempty"` // where a CA that is given comes from
+	Roots       []TrustRoot   `json:"roots"`           // of this cluster
+	Expires     time.Time     `json:"expires"`         // of the chain that signs
+	Started     time.Time     `json:"started,omitzero"`
+	By          string        `json:"by,omitempty"`
+	Lagging     []TrustLag    `json:"lagging"` // who is waited for
+	Domains     []TrustDomain `json:"domains"` // of others
+}
+
+// TrustRoot is one root certificate of this cluster.
+type TrustRoot struct {
+	Subject     string    `json:"subject"`
+	Fingerprint string    `json:"fingerprint"` // SHA-256, hexadecimal
+	State       string    `json:"state"`       // signs, next, old
+	NotAfter    time.Time `json:"notAfter"`
+	Until       time.Time `json:"until,omitzero"` // of an old one: trusted for so long
+}
+
+// TrustLag is somebody who does not have the newest roots yet.
+type TrustLag struct {
+	Kind string `json:"kind"` // peer, proxy, replica
+	Name string `json:"name"`
+	Why  string `json:"why"`
+}
+
+// TrustDomain is a trust domain of others whose workloads are let in.
+type TrustDomain struct {
+	Name    string   `json:"name"`
+	Cluster string   `json:"cluster,omitempty"`
+	Roots   []string `json:"roots"` // fingerprints
+}
+
+// RotateRequest begins a rotation of the root: POST /v1/trust.
+type RotateRequest struct {
+	Now     bool   `json:"now,omitempty"`     // the new root signs at once
+	Overlap string `json:"overlap,omitempty"` // how long the old one is trusted then
+	Cancel  bool   `json:"cancel,omitempty"`  // give up one that does not sign yet
 }
 
 // Service is one exported or imported service.

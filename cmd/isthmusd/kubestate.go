@@ -68,9 +68,8 @@ func (k *keeping) openKube(ctx context.Context, cfg Config, log *slog.Logger) er
 		return err
 	}
 	s := &kubeState{cfg: cfg, log: log, client: client, rest: rc, copy: k.copy}
-	s.ca = authority.New(authority.Config{
-		Client: s.client, TrustDomain: mesh.TrustDomain(cfg.TrustDomain), Dir: cfg.CA.Dir, MaxTTL: cfg.CA.MaxTTL, Settle: cfg.CA.Settle, Overlap: cfg.CA.Overlap, Log: log,
-	})
+	k.authority = authority.New(cfg.authority(s.client, log))
+	s.ca = k.authority
 	addr, err := replicaAddress(cfg)
 	if err != nil {
 		return err
@@ -172,10 +171,9 @@ func (s *kubeState) parts(d *daemon, st *store.Store) []part {
 		{"leader election", s.election.Run},
 		{"federation/kubestate", s.ledger.Run},
 		{"certificate authority", func(ctx context.Context) error {
-			return s.ca.Run(ctx, authority.Listener{Problems: st.Sink("ca"), Keep: s.keep, Confirmed: s.confirmation(st.Sink("state")), Changed: func(roots []byte) {
-				d.setTrust(nil)
-				st.UpdateLocal(func(local *mesh.Cluster) { local.Roots = roots })
-			}})
+			l := d.listener(st)
+			l.Keep, l.Confirmed = s.keep, s.confirmation(st.Sink("state"))
+			return s.ca.Run(ctx, l)
 		}},
 		{"virtual addresses", func(ctx context.Context) error { return s.memory.Run(ctx, st) }},
 	}

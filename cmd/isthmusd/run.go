@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/acks"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/debug"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/operator"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/views"
@@ -77,6 +78,7 @@ type daemon struct {
 	// snapshots are the store's.
 	snapshots mesh.Snapshots
 
+	behind    *acks.Acks
 	trusting  sync.Mutex
 	peerRoots map[mesh.TrustDomain][]byte // as setTrust was told
 }
@@ -159,9 +161,11 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	ads.Register(srv)
 	certs.Register(srv)
 	others := d.others(ads.Clients)
+	d.behind = d.acks(st, ads, others)
 	op, err := operator.Listen(operator.Config{
 		Socket: cfg.Admin.Socket, Version: version.String(), Local: d.local, Snapshots: st, Peering: d.peering, Alive: d.gossip.Alive,
 		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Sources: d.sourceStates, Others: others, Wrap: d.byLeader, Log: log,
+		Trust: d.kept.authority, Behind: d.behind.Behind,
 		Debug: debug.Handler(debug.Config{Snapshots: st, Clients: ads.Clients, Held: vs.Held, Others: others}),
 	})
 	if err != nil {
@@ -183,7 +187,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 		{"grpc", serveGRPC(srv, queue)},
 		{"operator", op.Run},
 	}...)
-	parts = append(append(parts, d.kept.parts(d, st)...), adminParts...)
+	parts = append(append(append(parts, d.kept.parts(d, st)...), adminParts...), part{"roots of peers", d.behind.Run})
 	hooks, err := d.webhooks(ports.webhook, reg)
 	if err != nil {
 		return err

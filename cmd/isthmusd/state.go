@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/lastknown"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -32,6 +33,8 @@ type keeping struct {
 	election *kubestate.Election
 	disk     *ledger.Ledger
 	copy     *lastknown.Store
+
+	authority *authority.Authority // what ca is of
 }
 
 // keep opens the state where the configuration says.
@@ -67,11 +70,19 @@ func (k *keeping) close() { k.disk.Close() }
 // openLocal keeps everything in the data directory.
 func (k *keeping) openLocal(cfg Config, log *slog.Logger) (err error) {
 	k.grants, k.log, k.memory = k.disk.Bucket("grants"), k.disk, store.FileMemory(cfg.data("addresses.json"))
-	if k.ca, err = identity.LoadOrCreate(identity.Config{Dir: cfg.DataDir, Given: cfg.CA.Dir, TrustDomain: mesh.TrustDomain(cfg.TrustDomain), MaxTTL: cfg.CA.MaxTTL, Log: log}); err != nil {
+	k.authority = authority.New(cfg.authority(nil, log))
+	if k.ca, err = k.authority.Load(context.Background(), nil); err != nil {
 		return err
 	}
 	k.key, err = ledger.LoadOrCreateKey(cfg.data("federation.key"))
 	return err
+}
+
+// authority is where the CA is: with a client, in the API.
+func (c Config) authority(client *kubestate.Client, log *slog.Logger) authority.Config {
+	return authority.Config{
+		Client: client, DataDir: c.DataDir, Dir: c.CA.Dir, TrustDomain: mesh.TrustDomain(c.TrustDomain), MaxTTL: c.CA.MaxTTL, Settle: c.CA.Settle, Overlap: c.CA.Overlap, Log: log,
+	}
 }
 
 // leadership is nil where there is one isthmusd.
@@ -85,7 +96,7 @@ func (k *keeping) leadership() peering.Leadership {
 // parts are what runs for the state.
 func (k *keeping) parts(d *daemon, st *store.Store) []part {
 	if k.kube == nil {
-		return nil
+		return []part{{"certificate authority", func(ctx context.Context) error { return k.authority.Run(ctx, d.listener(st)) }}}
 	}
 	return k.kube.parts(d, st)
 }

@@ -64,6 +64,9 @@ func (a *Authority) ID() string {
 	return hex.EncodeToString(digest[:8])
 }
 
+// Expires says when the first certificate of its chain ends.
+func (a *Authority) Expires() time.Time { return a.expires() }
+
 // Roots returns its roots in PEM.
 func (a *Authority) Roots() []byte { return encodeCerts(a.roots) }
 
@@ -181,7 +184,7 @@ func (ca *CA) usable(file string, roots []*x509.Certificate) (out []*x509.Certif
 
 // Use signs with by from now on, and trusts its roots and those in also (PEM): during a change of roots, the ones that
 // certificates in use were signed under, or will be. What was signed before stays valid as long as its root is trusted.
-// With also, the roots are in an order that does not depend on which of them signs.
+// The roots of by are first: by that agents see that their certificates are to be renewed. Those in also follow, sorted.
 func (ca *CA) Use(by *Authority, also []byte) error {
 	roots := slices.Clone(by.roots)
 	if len(bytes.TrimSpace(also)) > 0 {
@@ -189,15 +192,15 @@ func (ca *CA) Use(by *Authority, also []byte) error {
 		if err != nil {
 			return err
 		}
+		slices.SortFunc(more, func(a, b *x509.Certificate) int {
+			return cmp.Or(a.NotBefore.Compare(b.NotBefore), bytes.Compare(a.Raw, b.Raw))
+		})
 		now := ca.config.Now()
 		for _, c := range more {
 			if c.IsCA && now.Before(c.NotAfter) && !slices.ContainsFunc(roots, c.Equal) {
 				roots = append(roots, c)
 			}
 		}
-		slices.SortFunc(roots, func(a, b *x509.Certificate) int {
-			return cmp.Or(a.NotBefore.Compare(b.NotBefore), bytes.Compare(a.Raw, b.Raw))
-		})
 	}
 	next := &state{by: by, rootPEM: encodeCerts(roots), bundle: x509bundle.FromX509Authorities(ca.domain, roots)}
 	if old := ca.state.Swap(next); old != nil && old.by == by {

@@ -83,7 +83,7 @@ type Config struct {
 	Given       string
 	TrustDomain mesh.TrustDomain
 	// DefaultTTL is the life of a certificate whose request asks for none. Longer: a stolen key is useful for longer;
-	// shorter: more signing, and less time to repair a control plane that is down. 0: 24 h.
+	// shorter: more signing, and less time to repair a control plane that is down. 0: 24 h, or MaxTTL if that is less.
 	DefaultTTL time.Duration
 	// MaxTTL caps what requests may ask for. 0: 7 days.
 	MaxTTL time.Duration
@@ -150,6 +150,9 @@ func LoadOrCreate(c Config) (*CA, error) {
 func prepare(c Config) (*CA, error) {
 	if c.DefaultTTL == 0 {
 		c.DefaultTTL = 24 * time.Hour
+		if c.MaxTTL > 0 {
+			c.DefaultTTL = min(c.DefaultTTL, c.MaxTTL)
+		}
 	}
 	if c.MaxTTL == 0 {
 		c.MaxTTL = max(7*24*time.Hour, c.DefaultTTL)

@@ -107,6 +107,9 @@ type Cluster struct {
 	// ControlPlane is where the local control plane listens, as the local gateways dial it; empty for peers.
 	ControlPlane []netip.AddrPort
 	Roots        []byte // PEM of the trust domain's root certificates
+	// Trusts says which bundle of each other trust domain the local cluster and all its proxies have: its SHA-256. Nil of
+	// peers.
+	Trusts map[TrustDomain][]byte
 	// PodRanges and ServiceRanges are the addresses of its pods and of its services, as far as they are known. Both are
 	// sorted, and no two ranges of one overlap.
 	PodRanges, ServiceRanges []netip.Prefix

@@ -271,6 +271,18 @@ func (st *stream) status() ClientStatus {
 	return out
 }
 
+// accepted reports whether the client asks for the resource, and whether it has accepted this version of it.
+func (st *stream) accepted(typ, name, version string) (asks, has bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	s := st.subs[typ]
+	if s == nil || !s.wants(name) {
+		return false, false
+	}
+	r := s.held.Get(name)
+	return true, r != nil && r.Version == version && len(s.flights) == 0 && s.status.Nack == ""
+}
+
 // trim cuts text at n bytes, between runes.
 func trim(text string, n int) string {
 	if len(text) <= n {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -316,6 +317,23 @@ func (s *Server) Clients() []ClientStatus {
 		}
 		return strings.Compare(a.Addr, b.Addr)
 	})
+	return out
+}
+
+// Accepted says of each connected client, by node id, that asks for the resource of that type and name whether it has
+// accepted this version of it.
+func (s *Server) Accepted(typeURL, name, version string) map[string]bool {
+	s.mu.Lock()
+	streams := slices.Collect(maps.Keys(s.streams))
+	s.mu.Unlock()
+	out := map[string]bool{}
+	for _, st := range streams {
+		if asks, has := st.accepted(typeURL, name, version); asks {
+			id := st.client.Node.GetId()
+			before, twice := out[id]
+			out[id] = has && (before || !twice)
+		}
+	}
 	return out
 }
 

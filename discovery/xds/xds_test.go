@@ -400,3 +400,40 @@ func TestLargeState(t *testing.T) {
 	}
 	d.quiet()
 }
+
+// TestAccepted: who asks for a resource is told apart by whether it has taken that version of it.
+func TestAccepted(t *testing.T) {
+	set := things(typed{SecretType: named{"a": "1", "b": "1"}})
+	feed := newMemory(set)
+	w := serving(t, feed)
+	d := w.delta()
+	d.subscribe(SecretType, "a")
+	d.want("Secret +a=1")
+	one := set[SecretType].Get("a").Version
+	has := func(name, version string) string {
+		out := ""
+		for _, ok := range w.srv.Accepted(SecretType, name, version) {
+			out += map[bool]string{true: "yes", false: "no"}[ok]
+		}
+		return out
+	}
+	eventually(t, "the answer is in", func() bool { return has("a", one) == "yes" })
+	if got := has("b", one); got != "" {
+		t.Errorf("nobody asks for b: %s", got)
+	}
+	if got := has("a", "other"); got != "no" {
+		t.Errorf("another version: %s", got)
+	}
+	next := things(typed{SecretType: named{"a": "2"}})
+	feed.publish(next)
+	r := d.recv()
+	two := next[SecretType].Get("a").Version
+	if got := has("a", two); got != "no" {
+		t.Errorf("sent and not answered: %s", got)
+	}
+	d.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: SecretType, ResponseNonce: r.GetNonce(), ErrorDetail: &rpcstatus.Status{Message: "bad"}})
+	eventually(t, "the refusal is in", func() bool { c := w.srv.Clients(); return len(c) == 1 && c[0].Types[0].Nack != "" })
+	if got := has("a", two); got != "no" {
+		t.Errorf("refused: %s", got)
+	}
+}

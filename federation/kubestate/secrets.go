@@ -88,6 +88,43 @@ func (c *Client) EnsureSecret(ctx context.Context, name string, fill func(held m
 	}
 }
 
+// UpdateSecret changes a Secret by compare-and-swap, and returns what it holds then. change works on a copy of what is
+// there, possibly nothing, and says whether to write; it may be called again when another was faster.
+func (c *Client) UpdateSecret(ctx context.Context, name string, change func(data map[string][]byte) (bool, error)) (map[string][]byte, error) {
+	secrets := c.core.Secrets(c.namespace)
+	for {
+		s, err := secrets.Get(ctx, name, metav1.GetOptions{})
+		missing := apierrors.IsNotFound(err)
+		if missing {
+			s = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: managedBy}, Type: corev1.SecretTypeOpaque}
+		} else if err != nil {
+			return nil, c.explain("read", "Secret", name, err)
+		}
+		if s.Data == nil {
+			s.Data = map[string][]byte{}
+		}
+		write, err := change(s.Data)
+		if err != nil {
+			return nil, fmt.Errorf("change Secret %s/%s: %w", c.namespace, name, err)
+		}
+		if !write {
+			return s.Data, nil
+		}
+		if missing {
+			s, err = secrets.Create(ctx, s, metav1.CreateOptions{})
+		} else {
+			s, err = secrets.Update(ctx, s, metav1.UpdateOptions{})
+		}
+		switch {
+		case err == nil:
+			return s.Data, nil
+		case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err): // another was first
+		default:
+			return nil, c.explain("write", "Secret", name, err)
+		}
+	}
+}
+
 // ConfigMap returns the data of a ConfigMap; nil when there is none.
 func (c *Client) ConfigMap(ctx context.Context, name string) (map[string]string, error) {
 	m, err := c.core.ConfigMaps(c.namespace).Get(ctx, name, metav1.GetOptions{})

@@ -53,8 +53,16 @@ func ClusterStatement(local *mesh.Cluster, federationKey []byte, capabilities []
 	return protocol.Statement{Kind: protocol.KindCluster, Body: encode(&federationv1.Cluster{
 		TrustDomain: string(local.TrustDomain), Network: string(local.Network), Gateways: slices.Compact(gateways),
 		FederationKey: federationKey, Bundle: local.Roots, Capabilities: slices.Compact(capabilities),
-		PodRanges: texts(local.PodRanges), ServiceRanges: texts(local.ServiceRanges),
+		PodRanges: texts(local.PodRanges), ServiceRanges: texts(local.ServiceRanges), Trusts: sums(local.Trusts),
 	})}
+}
+
+func sums(trusts map[mesh.TrustDomain][]byte) map[string][]byte {
+	out := make(map[string][]byte, len(trusts))
+	for td, sum := range trusts {
+		out[string(td)] = sum
+	}
+	return out
 }
 
 func texts(ranges []netip.Prefix) (out []string) {

@@ -333,6 +333,9 @@ func (c *Core) sharing(td mesh.TrustDomain) bool {
 	return c.cfg.SharedTrustDomain && td == c.cfg.TrustDomain
 }
 
+// maxTrusts bounds the trust domains that a cluster may say it trusts.
+const maxTrusts = 4096
+
 // checkCluster keeps a cluster record in line with the member record that introduced the cluster.
 func (c *Core) checkCluster(m *member, body []byte) *Refusal {
 	cl := &federationv1.Cluster{}
@@ -344,8 +347,8 @@ func (c *Core) checkCluster(m *member, body []byte) *Refusal {
 		return refuse(ReasonClusterMismatch, "cluster record of %s claims trust domain %s, it was admitted with %s", m.name, quote(cl.TrustDomain), m.td)
 	case !bytes.Equal(cl.FederationKey, m.key):
 		return refuse(ReasonClusterMismatch, "cluster record of %s carries another federation key than it was admitted with", m.name)
-	case len(cl.Gateways) > 64 || len(cl.Capabilities) > 64:
-		return refuse(ReasonTooLarge, "cluster record of %s has more than 64 gateways or capabilities", m.name)
+	case len(cl.Gateways) > 64 || len(cl.Capabilities) > 64 || len(cl.Trusts) > maxTrusts:
+		return refuse(ReasonTooLarge, "cluster record of %s has more than 64 gateways or capabilities, or trusts more than %d domains", m.name, maxTrusts)
 	case m.td == c.cfg.TrustDomain && c.self.cluster != nil && !bytes.Equal(cl.Bundle, c.self.cluster.Bundle):
 		return refuse(ReasonClusterMismatch, "cluster record of %s carries other roots for the shared trust domain %s", m.name, m.td)
 	}

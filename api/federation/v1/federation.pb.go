@@ -134,8 +134,9 @@ type Cluster struct {
 	FederationKey []byte                 `protobuf:"bytes,4,opt,name=federation_key,json=federationKey,proto3" json:"federation_key,omitempty"` // Ed25519 public key that signs the origin's records
 	Bundle        []byte                 `protobuf:"bytes,5,opt,name=bundle,proto3" json:"bundle,omitempty"`                                    // PEM root certificates of trust_domain
 	Capabilities  []string               `protobuf:"bytes,6,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	PodRanges     []string               `protobuf:"bytes,7,rep,name=pod_ranges,json=podRanges,proto3" json:"pod_ranges,omitempty"`             // CIDRs of the origin's pods, as far as it knows them
-	ServiceRanges []string               `protobuf:"bytes,8,rep,name=service_ranges,json=serviceRanges,proto3" json:"service_ranges,omitempty"` // CIDRs of the origin's cluster addresses
+	PodRanges     []string               `protobuf:"bytes,7,rep,name=pod_ranges,json=podRanges,proto3" json:"pod_ranges,omitempty"`                                                    // CIDRs of the origin's pods, as far as it knows them
+	ServiceRanges []string               `protobuf:"bytes,8,rep,name=service_ranges,json=serviceRanges,proto3" json:"service_ranges,omitempty"`                                        // CIDRs of the origin's cluster addresses
+	Trusts        map[string][]byte      `protobuf:"bytes,9,rep,name=trusts,proto3" json:"trusts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // trust domain -> SHA-256 of the bundle of it that the origin and all its proxies have
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -222,6 +223,13 @@ func (x *Cluster) GetPodRanges() []string {
 func (x *Cluster) GetServiceRanges() []string {
 	if x != nil {
 		return x.ServiceRanges
+	}
+	return nil
+}
+
+func (x *Cluster) GetTrusts() map[string][]byte {
+	if x != nil {
+		return x.Trusts
 	}
 	return nil
 }
@@ -1312,7 +1320,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\vttl_seconds\x18\x06 \x01(\rR\n" +
 	"ttlSeconds\x12\x12\n" +
 	"\x04body\x18\a \x01(\fR\x04body\x12\x1c\n" +
-	"\tsignature\x18\b \x01(\fR\tsignature\"\x8b\x02\n" +
+	"\tsignature\x18\b \x01(\fR\tsignature\"\x8a\x03\n" +
 	"\aCluster\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x1a\n" +
@@ -1322,7 +1330,11 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\fcapabilities\x18\x06 \x03(\tR\fcapabilities\x12\x1d\n" +
 	"\n" +
 	"pod_ranges\x18\a \x03(\tR\tpodRanges\x12%\n" +
-	"\x0eservice_ranges\x18\b \x03(\tR\rserviceRanges\"\x81\x01\n" +
+	"\x0eservice_ranges\x18\b \x03(\tR\rserviceRanges\x12B\n" +
+	"\x06trusts\x18\t \x03(\v2*.isthmus.federation.v1.Cluster.TrustsEntryR\x06trusts\x1a9\n" +
+	"\vTrustsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x81\x01\n" +
 	"\x06Member\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12%\n" +
@@ -1445,7 +1457,7 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 	return file_api_federation_v1_federation_proto_rawDescData
 }
 
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*Record)(nil),       // 0: isthmus.federation.v1.Record
 	(*Cluster)(nil),      // 1: isthmus.federation.v1.Cluster
@@ -1463,34 +1475,36 @@ var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*JoinReply)(nil),    // 13: isthmus.federation.v1.JoinReply
 	(*JoinResult)(nil),   // 14: isthmus.federation.v1.JoinResult
 	(*Machine)(nil),      // 15: isthmus.federation.v1.Machine
-	nil,                  // 16: isthmus.federation.v1.Service.LabelsEntry
-	nil,                  // 17: isthmus.federation.v1.Export.LabelsEntry
-	nil,                  // 18: isthmus.federation.v1.Export.AnnotationsEntry
-	nil,                  // 19: isthmus.federation.v1.Endpoint.PortsEntry
-	nil,                  // 20: isthmus.federation.v1.Endpoint.LabelsEntry
-	nil,                  // 21: isthmus.federation.v1.Machine.LabelsEntry
-	nil,                  // 22: isthmus.federation.v1.Machine.PortsEntry
+	nil,                  // 16: isthmus.federation.v1.Cluster.TrustsEntry
+	nil,                  // 17: isthmus.federation.v1.Service.LabelsEntry
+	nil,                  // 18: isthmus.federation.v1.Export.LabelsEntry
+	nil,                  // 19: isthmus.federation.v1.Export.AnnotationsEntry
+	nil,                  // 20: isthmus.federation.v1.Endpoint.PortsEntry
+	nil,                  // 21: isthmus.federation.v1.Endpoint.LabelsEntry
+	nil,                  // 22: isthmus.federation.v1.Machine.LabelsEntry
+	nil,                  // 23: isthmus.federation.v1.Machine.PortsEntry
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
-	3,  // 0: isthmus.federation.v1.Service.ports:type_name -> isthmus.federation.v1.Port
-	16, // 1: isthmus.federation.v1.Service.labels:type_name -> isthmus.federation.v1.Service.LabelsEntry
-	5,  // 2: isthmus.federation.v1.Service.export:type_name -> isthmus.federation.v1.Export
-	6,  // 3: isthmus.federation.v1.Export.ports:type_name -> isthmus.federation.v1.ExportedPort
-	17, // 4: isthmus.federation.v1.Export.labels:type_name -> isthmus.federation.v1.Export.LabelsEntry
-	18, // 5: isthmus.federation.v1.Export.annotations:type_name -> isthmus.federation.v1.Export.AnnotationsEntry
-	19, // 6: isthmus.federation.v1.Endpoint.ports:type_name -> isthmus.federation.v1.Endpoint.PortsEntry
-	20, // 7: isthmus.federation.v1.Endpoint.labels:type_name -> isthmus.federation.v1.Endpoint.LabelsEntry
-	7,  // 8: isthmus.federation.v1.Endpoints.endpoints:type_name -> isthmus.federation.v1.Endpoint
-	0,  // 9: isthmus.federation.v1.ClusterJoin.cluster:type_name -> isthmus.federation.v1.Record
-	0,  // 10: isthmus.federation.v1.JoinResult.records:type_name -> isthmus.federation.v1.Record
-	15, // 11: isthmus.federation.v1.JoinResult.machine:type_name -> isthmus.federation.v1.Machine
-	21, // 12: isthmus.federation.v1.Machine.labels:type_name -> isthmus.federation.v1.Machine.LabelsEntry
-	22, // 13: isthmus.federation.v1.Machine.ports:type_name -> isthmus.federation.v1.Machine.PortsEntry
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 0: isthmus.federation.v1.Cluster.trusts:type_name -> isthmus.federation.v1.Cluster.TrustsEntry
+	3,  // 1: isthmus.federation.v1.Service.ports:type_name -> isthmus.federation.v1.Port
+	17, // 2: isthmus.federation.v1.Service.labels:type_name -> isthmus.federation.v1.Service.LabelsEntry
+	5,  // 3: isthmus.federation.v1.Service.export:type_name -> isthmus.federation.v1.Export
+	6,  // 4: isthmus.federation.v1.Export.ports:type_name -> isthmus.federation.v1.ExportedPort
+	18, // 5: isthmus.federation.v1.Export.labels:type_name -> isthmus.federation.v1.Export.LabelsEntry
+	19, // 6: isthmus.federation.v1.Export.annotations:type_name -> isthmus.federation.v1.Export.AnnotationsEntry
+	20, // 7: isthmus.federation.v1.Endpoint.ports:type_name -> isthmus.federation.v1.Endpoint.PortsEntry
+	21, // 8: isthmus.federation.v1.Endpoint.labels:type_name -> isthmus.federation.v1.Endpoint.LabelsEntry
+	7,  // 9: isthmus.federation.v1.Endpoints.endpoints:type_name -> isthmus.federation.v1.Endpoint
+	0,  // 10: isthmus.federation.v1.ClusterJoin.cluster:type_name -> isthmus.federation.v1.Record
+	0,  // 11: isthmus.federation.v1.JoinResult.records:type_name -> isthmus.federation.v1.Record
+	15, // 12: isthmus.federation.v1.JoinResult.machine:type_name -> isthmus.federation.v1.Machine
+	22, // 13: isthmus.federation.v1.Machine.labels:type_name -> isthmus.federation.v1.Machine.LabelsEntry
+	23, // 14: isthmus.federation.v1.Machine.ports:type_name -> isthmus.federation.v1.Machine.PortsEntry
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1504,7 +1518,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

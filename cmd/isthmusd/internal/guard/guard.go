@@ -74,7 +74,7 @@ func action(method, path string) (Action, bool) {
 	}
 	verb := map[string]string{
 		"GET status": "get", "GET peers": "list", "GET proxies": "list", "GET tokens": "list", "POST explain": "create", "POST tokens": "create",
-		"DELETE tokens": "delete", "POST workload-tokens": "create", "POST join": "create", "POST leave": "create", "POST peers approve": "approve", "POST peers evict": "evict",
+		"DELETE tokens": "delete", "POST workload-tokens": "create", "POST join": "create", "POST leave": "create", "POST peers approve": "approve", "POST peers evict": "evict", "GET trust": "get", "POST trust": "rotate",
 	}[key]
 	named := method == http.MethodDelete || len(parts) == 3
 	if verb == "" || len(parts) > 3 || named != (name != "") {
@@ -107,6 +107,7 @@ func (g *Guard) Handler(next http.Handler) http.Handler {
 			g.cfg.Log.Info("admin call", "part", "guard", "user", user.Username, "verb", a.Verb, "resource", a.Resource, "name", a.Name)
 			r.Header.Del(admin.TokenHeader)
 			r.Header.Del("Authorization")
+			r.Header.Set(admin.CallerHeader, user.Username)
 			next.ServeHTTP(w, r)
 		}
 	})

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/acks"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
@@ -51,6 +53,9 @@ type Config struct {
 	Others func(ctx context.Context, path string) [][]byte
 	// Debug answers below /debug/. Nil: nothing does.
 	Debug http.Handler
+	// Trust is the certificate authority, Behind lists the proxies of this replica that lack that version of the roots.
+	Trust  *authority.Authority
+	Behind func(version string) []string
 	// Wrap stands before the calls on the socket; nil: nothing does.
 	Wrap func(http.Handler) http.Handler
 	Log  *slog.Logger
@@ -105,7 +110,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.Wrap != nil {
 		h = s.cfg.Wrap(h)
 	}
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	srv := &http.Server{Handler: fromSocket(h), ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(s.listener) }()
 	select {
@@ -118,6 +123,14 @@ func (s *Server) Run(ctx context.Context) error {
 		<-done
 		return nil
 	}
+}
+
+// fromSocket says of every call that it came over the socket.
+func fromSocket(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Header.Set(admin.CallerHeader, "operator")
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Handler answers every call by itself.
@@ -141,6 +154,9 @@ func (s *Server) Handler() http.Handler {
 		}
 		return struct{}{}, s.cfg.Peering.Evict(r.Context(), r.PathValue("name"))
 	}))
+	mux.HandleFunc("GET /v1/trust", give(func(*http.Request) (admin.Trust, error) { return s.trust(), nil }))
+	mux.HandleFunc("POST /v1/trust", take(s.rotate))
+	mux.HandleFunc("GET "+acks.Path, give(func(r *http.Request) ([]string, error) { return s.cfg.Behind(r.URL.Query().Get("version")), nil }))
 	mux.HandleFunc("GET /v1/status", give(s.status))
 	mux.HandleFunc("GET /v1/proxies", give(func(r *http.Request) ([]admin.Proxy, error) { return s.proxies(r), nil }))
 	mux.HandleFunc("POST /v1/explain", take(s.explain))
@@ -160,7 +176,7 @@ func take[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFun
 			fail(w, http.StatusBadRequest, &admin.Error{Reason: "BadRequest", Message: "read the request: " + err.Error()})
 			return
 		}
-		out, err := f(r.Context(), in)
+		out, err := f(WithCaller(r), in)
 		answer(w, out, err)
 	}
 }

@@ -1,0 +1,70 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+)
+
+// trust says where the roots stand.
+func (s *Server) trust() admin.Trust {
+	st := s.cfg.Trust.Status()
+	out := admin.Trust{
+		Cluster: string(s.cfg.Local.ID), TrustDomain: string(s.cfg.Local.TrustDomain), Phase: st.Phase, Given: st.Given,
+		Started: st.Started, By: st.By, Expires: st.Expires, Roots: []admin.TrustRoot{}, Lagging: []admin.TrustLag{}, Domains: []admin.TrustDomain{},
+	}
+	for _, r := range st.Roots {
+		out.Roots = append(out.Roots, admin.TrustRoot{Subject: r.Subject, Fingerprint: r.Fingerprint, State: r.State, NotAfter: r.NotAfter, Until: r.Until})
+	}
+	for _, l := range st.Lags {
+		out.Lagging = append(out.Lagging, admin.TrustLag{Kind: l.Kind, Name: l.Name, Why: l.Why})
+	}
+	if snap, _ := s.cfg.Snapshots.Latest(); snap != nil {
+		for _, c := range snap.Clusters {
+			if c.TrustDomain != s.cfg.Local.TrustDomain && len(c.Roots) > 0 {
+				out.Domains = append(out.Domains, admin.TrustDomain{Name: string(c.TrustDomain), Cluster: string(c.ID), Roots: authority.Fingerprints(c.Roots)})
+			}
+		}
+	}
+	return out
+}
+
+// rotate begins, hastens or gives up a rotation, and says where it stands.
+func (s *Server) rotate(ctx context.Context, r admin.RotateRequest) (admin.Trust, error) {
+	o := authority.Options{Now: r.Now, By: who(ctx)}
+	if r.Overlap != "" {
+		d, err := time.ParseDuration(r.Overlap)
+		if err != nil || d < 0 {
+			return admin.Trust{}, diag.Hint(fmt.Errorf("overlap %q is not a duration", r.Overlap), "for example 30m; 0s ends the trust in the old root at once")
+		}
+		o.Overlap = &d
+	}
+	var err error
+	if r.Cancel {
+		err = s.cfg.Trust.Cancel(ctx, o.By)
+	} else {
+		err = s.cfg.Trust.Rotate(ctx, o)
+	}
+	return s.trust(), err
+}
+
+// callerKey is where a context says who called.
+type callerKey struct{}
+
+// WithCaller is the context of a request that knows who called: the guard, another replica or the socket says it.
+func WithCaller(r *http.Request) context.Context {
+	return context.WithValue(r.Context(), callerKey{}, r.Header.Get(admin.CallerHeader))
+}
+
+// who called: an account that the API server vouched for, or whoever may open the socket.
+func who(ctx context.Context) string {
+	if name, _ := ctx.Value(callerKey{}).(string); name != "" {
+		return name
+	}
+	return "operator"
+}
