@@ -129,6 +129,8 @@ type Peer struct {
 	Seq         uint64    `json:"seq"`
 	Alive       string    `json:"alive"` // gossip's opinion: alive, suspect, dead, unknown
 	Problem     string    `json:"problem,omitempty"`
+	// Refused counts what is not taken of it, by reason: records since the start, and what is wrong in those in use.
+	Refused map[string]uint64 `json:"refused,omitempty"`
 }
 
 // Trust says which roots are trusted: GET /v1/trust.

@@ -26,7 +26,6 @@ type feed struct {
 	mu      sync.Mutex
 	set     xds.Set
 	changed chan struct{}
-	records map[*federationv1.Record]*xds.Resource // encoded once
 }
 
 // Latest implements xds.Feed.
@@ -36,19 +35,34 @@ func (f *feed) Latest() (xds.Set, <-chan struct{}) {
 	return f.set, f.changed
 }
 
-// serve publishes the records, encoding those that are new.
-func (f *feed) serve(records []*federationv1.Record, digests []*federationv1.Digest) {
-	encoded, named := map[*federationv1.Record]*xds.Resource{}, map[string]*xds.Resource{}
-	for _, r := range records {
-		x := f.records[r]
-		if x == nil {
+// encodings are the records as they are served, each encoded once for all who get it.
+type encodings struct {
+	old, next map[*federationv1.Record]*xds.Resource
+}
+
+// of returns the record encoded.
+func (e *encodings) of(r *federationv1.Record) *xds.Resource {
+	x := e.next[r]
+	if x == nil {
+		if x = e.old[r]; x == nil {
 			x = xds.NewResource(protocol.ResourceName(r), r)
 		}
-		if x != nil {
-			encoded[r], named[x.Name] = x, x
+		e.next[r] = x
+	}
+	return x
+}
+
+// turn forgets what was not asked for since the last turn.
+func (e *encodings) turn() { e.old, e.next = e.next, map[*federationv1.Record]*xds.Resource{} }
+
+// serve publishes the records.
+func (f *feed) serve(records []*federationv1.Record, digests []*federationv1.Digest, e *encodings) {
+	named := make(map[string]*xds.Resource, len(records))
+	for _, r := range records {
+		if x := e.of(r); x != nil {
+			named[x.Name] = x
 		}
 	}
-	f.records = encoded
 	f.publish(xds.Set{RecordType: xds.NamedOf(named), DigestType: digestSet(digests)})
 }
 
@@ -83,6 +97,7 @@ func (p *Peering) Feed(td mesh.TrustDomain) (xds.Feed, error) {
 func (p *Peering) feed(peers []protocol.Peer, digests []*federationv1.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.encoded.turn()
 	wanted := map[mesh.ClusterID]bool{}
 	for _, peer := range peers {
 		if peer.State != protocol.Approved {
@@ -94,13 +109,13 @@ func (p *Peering) feed(peers []protocol.Peer, digests []*federationv1.Digest) {
 			f = &feed{changed: make(chan struct{})}
 			p.feeds[peer.Name] = f
 		}
-		f.serve(p.core.RecordsFor(peer.Name), digests)
+		f.serve(p.core.RecordsFor(peer.Name), digests, &p.encoded)
 	}
 	if p.cfg.Lead != nil {
 		if p.replicas == nil {
 			p.replicas = &feed{changed: make(chan struct{})}
 		}
-		p.replicas.serve(p.core.State().Records, digests)
+		p.replicas.serve(p.core.State().Records, digests, &p.encoded)
 	}
 	for name, f := range p.feeds {
 		if !wanted[name] {

@@ -38,11 +38,12 @@ type link struct {
 
 func (p *Peering) connect(ctx context.Context, c protocol.Connect) {
 	if old := p.links[c.Peer]; old != nil {
-		if slices.Equal(old.to.Gateways, c.Gateways) && old.to.TrustDomain == c.TrustDomain {
+		if slices.Equal(old.to.Gateways, p.dialable(c.Gateways)) && old.to.TrustDomain == c.TrustDomain {
 			return
 		}
 		old.stop()
 	}
+	c.Gateways = p.dialable(c.Gateways)
 	l := &link{p: p, to: c}
 	p.links[c.Peer] = l
 	l.start(ctx)
@@ -117,7 +118,14 @@ func (l *link) dial(context.Context) (*grpc.ClientConn, error) {
 	l.via.Store(&addr)
 	cfg := l.p.cfg.TLS(l.to.TrustDomain)
 	cfg.ServerName = sni.Peer.Name(l.to.TrustDomain)
-	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+	opts := []grpc.DialOption{
+		grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithMaxHeaderListSize(64 << 10),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse), grpc.ForceCodecV2(codec{})),
+	}
+	if l.p.cfg.Dial != nil {
+		opts = append(opts, grpc.WithContextDialer(l.p.cfg.Dial))
+	}
+	return grpc.NewClient("passthrough:///"+addr, opts...)
 }
 
 // state tells the core that the stream is up or down.
@@ -129,6 +137,9 @@ func (l *link) state(ctx context.Context, up bool, err error) {
 		why := status.Convert(errors.Unwrap(err)).Message()
 		if strings.Contains(why, "remote error: tls:") {
 			why = "it does not accept this cluster: a join waits for approval there, or this cluster was evicted"
+		}
+		if strings.Contains(why, "authentication handshake failed") {
+			l.p.send(ctx, protocol.Refused{From: l.to.Peer, Refusal: &protocol.Refusal{Reason: protocol.ReasonHandshake, Message: why}})
 		}
 		l.why.Store(&why)
 		l.p.cfg.Logger.Debug("record stream is down", "peer", l.to.Peer, "gateway", l.gateway(), "err", err)
@@ -146,7 +157,9 @@ func (l *link) update(ctx context.Context, u xdsclient.Update) {
 			if rec, err := protocol.Decode(body); err == nil {
 				l.p.send(ctx, protocol.Received{From: l.to.Peer, Way: protocol.Stream, Record: rec})
 			} else {
-				l.p.rejects.WithLabelValues(protocol.ReasonMalformed).Inc()
+				ref := &protocol.Refusal{Reason: protocol.ReasonMalformed, Message: err.Error()}
+				errors.As(err, &ref)
+				l.p.send(ctx, protocol.Refused{From: l.to.Peer, Refusal: ref})
 			}
 		case DigestType:
 			d := new(federationv1.Digest)

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -35,7 +36,7 @@ type Log interface {
 	Heard(map[mesh.ClusterID]time.Time) error
 }
 
-// Config describes one cluster's part in the federation. All fields are needed but Broadcast.
+// Config describes one cluster's part in the federation. All fields are needed but Dial and Broadcast.
 type Config struct {
 	Core  protocol.Config
 	State protocol.State
@@ -52,6 +53,8 @@ type Config struct {
 	Trust func(map[mesh.TrustDomain][]byte)
 	// TLS gives the client configuration for the record stream of a member.
 	TLS func(mesh.TrustDomain) *tls.Config
+	// Dial opens the connections of record streams; nil is the network.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Broadcast offers a packet to gossip.
 	Broadcast func(key string, b []byte)
 	// Lead says which of several replicas speaks for the cluster; the others follow it. nil: there is one.
@@ -79,6 +82,8 @@ type Peering struct {
 	trusted map[mesh.TrustDomain][]byte
 	stale   map[mesh.ClusterID]time.Time
 	beaten  uint64 // the own beat last served
+	refused refusals
+	encoded encodings
 
 	mu       sync.Mutex
 	feeds    map[mesh.ClusterID]*feed
@@ -92,6 +97,8 @@ type Status struct {
 	Stale    map[mesh.ClusterID]time.Time // since when a peer that is not fresh was last heard
 	Gateways map[mesh.ClusterID]string    // gateway that carries the record stream now
 	Digests  []*federationv1.Digest
+	// Refused counts what is not taken of each peer, by reason.
+	Refused map[mesh.ClusterID]map[string]uint64
 	// Banned holds the members that have evicted this cluster: their workloads refuse it.
 	Banned map[mesh.ClusterID]bool
 	// Down says why the record stream of a member is not up, in the words of the last try.
@@ -208,7 +215,8 @@ func (p *Peering) act(ctx context.Context, actions []protocol.Action) error {
 	if err := p.cfg.Log.Commit(actions); err != nil {
 		return fmt.Errorf("federation: %w", err)
 	}
-	var changed, touched bool // records or freshness; anything else that is shown
+	var changed, touched bool       // records or freshness; anything else that is shown
+	var connects []protocol.Connect // once the roots of the members are in force
 	for _, a := range actions {
 		switch a := a.(type) {
 		case protocol.Persist, protocol.Remove:
@@ -216,11 +224,9 @@ func (p *Peering) act(ctx context.Context, actions []protocol.Action) error {
 		case protocol.Broadcast:
 			p.broadcast(a.Record)
 		case protocol.Connect:
-			if p.follows == nil {
-				p.connect(ctx, a)
-			}
-			touched = true
+			connects, touched = append(connects, a), true
 		case protocol.Disconnect:
+			connects = slices.DeleteFunc(connects, func(c protocol.Connect) bool { return c.Peer == a.Peer })
 			p.disconnect(a.Peer)
 			touched = true
 		case protocol.Resync:
@@ -232,12 +238,19 @@ func (p *Peering) act(ctx context.Context, actions []protocol.Action) error {
 			changed = true
 		case protocol.Reject:
 			p.rejects.WithLabelValues(a.Reason).Inc()
-			p.cfg.Logger.Warn("record not taken", "peer", a.From, "record", a.Record, "reason", a.Reason, "err", a.Message)
+			if p.refused.due(a.From, a.Reason, time.Now()) {
+				p.cfg.Logger.Warn("record not taken", "peer", a.From, "record", a.Record, "reason", a.Reason, "err", a.Message)
+			}
 			touched = true
 		}
 	}
 	if changed || touched {
 		p.publish(changed)
+	}
+	for _, c := range connects {
+		if p.follows == nil {
+			p.connect(ctx, c)
+		}
 	}
 	return nil
 }
@@ -270,6 +283,7 @@ func (p *Peering) publish(records bool) {
 			p.feed(peers, s.Digests)
 		}
 	}
+	s.Refused = p.refused.counted(peers)
 	p.status.Store(s)
 }
 
@@ -284,9 +298,12 @@ func (p *Peering) gateways() map[mesh.ClusterID]string {
 
 // report hands the members' exports to the sink.
 func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) {
-	fresh := map[mesh.ClusterID]mesh.Freshness{}
+	fresh, capped := map[mesh.ClusterID]mesh.Freshness{}, map[mesh.ClusterID]protocol.Peer{}
 	for _, peer := range peers {
 		fresh[peer.Name] = peer.Freshness
+		if peer.OverCap {
+			capped[peer.Name] = peer
+		}
 	}
 	believe := p.cfg.Policy
 	believe.OwnRanges = slices.Concat(believe.OwnRanges, p.local.PodRanges, p.local.ServiceRanges)
@@ -294,9 +311,14 @@ func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) 
 	origins, _ := policy.Imports(p.local, p.core.Records(), func(id mesh.ClusterID) (mesh.Freshness, time.Time) {
 		return fresh[id], p.stale[id]
 	}, believe)
+	p.refused.policy = map[mesh.ClusterID]map[string]uint64{}
 	gone := p.given
 	p.given = map[mesh.ClusterID]bool{}
 	for _, o := range origins {
+		p.refused.policy[o.Cluster] = o.Refused
+		if peer, over := capped[o.Cluster]; over {
+			o.Input.Problems = append(o.Input.Problems, overCap(peer))
+		}
 		if banned[o.Cluster] { // its gateways answer, its workloads would refuse us
 			o.Input = mesh.Input{Clusters: o.Input.Clusters, Problems: []mesh.Problem{{
 				Object: mesh.ObjectRef{Kind: "Peer", Name: string(o.Cluster)}, Reason: "EvictedByPeer", Message: "cluster " + string(o.Cluster) + " has evicted this cluster; its services are not used",
@@ -310,35 +332,6 @@ func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) 
 	for id := range gone {
 		p.cfg.Sink.Forget(string(id))
 	}
-}
-
-// banned lists the members that said that this cluster is out.
-func (p *Peering) banned() map[mesh.ClusterID]bool {
-	self, last := string(p.cfg.Core.Name), map[string]*federationv1.Record{}
-	for _, r := range p.core.Records() {
-		about := r.Kind == protocol.KindMember && r.Key == self || r.Kind == protocol.KindTombstone && r.Key == protocol.KindMember+"/"+self
-		if have := last[r.Origin]; about && r.Origin != self && (have == nil || protocol.Compare(have, r) < 0) {
-			last[r.Origin] = r
-		}
-	}
-	out := map[mesh.ClusterID]bool{}
-	for origin, r := range last {
-		if r.Kind == protocol.KindTombstone && !protocol.Withdrawn(r) {
-			out[mesh.ClusterID(origin)] = true
-		}
-	}
-	return out
-}
-
-// down collects why streams are not up.
-func (p *Peering) down() map[mesh.ClusterID]string {
-	out := map[mesh.ClusterID]string{}
-	for id, l := range p.links {
-		if why := l.why.Load(); why != nil {
-			out[id] = *why
-		}
-	}
-	return out
 }
 
 // trust hands over the roots of approved members when they changed.

@@ -19,8 +19,8 @@ import (
 type Options struct {
 	// AllowLoopback takes gateways and endpoints on loopback addresses, for tests on one machine.
 	AllowLoopback bool
-	// MaxEndpoints caps the endpoints of one origin; 0 is 50,000.
-	MaxEndpoints int
+	// MaxEndpoints caps the endpoints of one origin; 0 is 100,000. MaxServices its services; 0 is 20,000.
+	MaxEndpoints, MaxServices int
 	// OwnRanges are addresses of our own workloads and services: no peer's endpoint may claim them.
 	OwnRanges []netip.Prefix
 }
@@ -32,7 +32,7 @@ const (
 	maxPorts  = 1024
 	maxLabels = 128
 	maxVIPs   = 16
-	maxRanges = 1024
+	maxRanges = 256
 	// maxProblems per origin; the last one says how many more there are.
 	maxProblems = 100
 )
@@ -41,6 +41,7 @@ const (
 type Origin struct {
 	Cluster mesh.ClusterID
 	Input   mesh.Input
+	Refused map[string]uint64 // how many things are left out, by reason
 }
 
 // Imports decodes the records of approved members (those of the local cluster are passed over) into one Input per
@@ -48,7 +49,10 @@ type Origin struct {
 // Problems of all origins. An origin without a usable cluster record gives only Problems.
 func Imports(local *mesh.Cluster, records []*federationv1.Record, freshness func(mesh.ClusterID) (mesh.Freshness, time.Time), o Options) ([]Origin, []mesh.Problem) {
 	if o.MaxEndpoints <= 0 {
-		o.MaxEndpoints = 50_000
+		o.MaxEndpoints = 100_000
+	}
+	if o.MaxServices <= 0 {
+		o.MaxServices = 20_000
 	}
 	byOrigin := map[mesh.ClusterID][]*federationv1.Record{}
 	var order []mesh.ClusterID
@@ -66,7 +70,7 @@ func Imports(local *mesh.Cluster, records []*federationv1.Record, freshness func
 	var out []Origin
 	var problems []mesh.Problem
 	for _, id := range order {
-		in := &importer{o: o, local: local, id: id, freshness: freshness}
+		in := &importer{o: o, local: local, id: id, freshness: freshness, refused: map[string]uint64{}}
 		in.run(byOrigin[id])
 		if in.more > 0 {
 			in.problems = append(in.problems, mesh.Problem{
@@ -74,12 +78,13 @@ func Imports(local *mesh.Cluster, records []*federationv1.Record, freshness func
 				Message: fmt.Sprintf("%d more things it says are refused", in.more),
 			})
 		}
-		out = append(out, Origin{Cluster: id, Input: mesh.Input{Imports: in.imports, Problems: in.problems}})
+		out = append(out, Origin{Cluster: id, Input: mesh.Input{Imports: in.imports, Problems: in.problems}, Refused: in.refused})
 		if in.cluster != nil {
 			out[len(out)-1].Input.Clusters = []*mesh.Cluster{in.cluster}
 		}
 	}
 	gatewayConflicts(out)
+	foreignAddresses(local, out)
 	for _, origin := range out {
 		problems = append(problems, origin.Input.Problems...)
 	}
@@ -98,6 +103,7 @@ type importer struct {
 	endpoints int
 	problems  []mesh.Problem
 	more      int
+	refused   map[string]uint64
 }
 
 func (in *importer) ref(kind, namespace, name string) mesh.ObjectRef {
@@ -105,6 +111,9 @@ func (in *importer) ref(kind, namespace, name string) mesh.ObjectRef {
 }
 
 func (in *importer) problem(ref mesh.ObjectRef, field, reason, format string, args ...any) {
+	if in.refused != nil {
+		in.refused[reason]++
+	}
 	if len(in.problems) >= maxProblems {
 		in.more++
 		return
@@ -143,7 +152,11 @@ func (in *importer) run(records []*federationv1.Record) {
 		}
 		return
 	}
-	for _, r := range services {
+	for i, r := range services {
+		if i >= in.o.MaxServices {
+			in.problem(in.ref("Cluster", "", string(in.id)), "", "TooManyServices", "cluster %s has %d services, %d are allowed, the rest is not used", in.id, len(services), in.o.MaxServices)
+			break
+		}
 		in.readService(r, endpoints[r.Key])
 	}
 	slices.SortFunc(in.imports, func(a, b *mesh.Import) int {
@@ -177,7 +190,7 @@ func (in *importer) readCluster(r *federationv1.Record) {
 			in.problem(ref, field, "BadGateway", "gateway %s is not ADDRESS:PORT", quote(g))
 			continue
 		}
-		why := in.badAddress(ap.Addr())
+		why := BadAddress(ap.Addr(), in.o.AllowLoopback)
 		if ap.Port() == 0 {
 			why = "has port 0"
 		}
@@ -380,7 +393,7 @@ func (in *importer) readEndpoint(ref mesh.ObjectRef, field string, imp *mesh.Imp
 		if err != nil {
 			return refuse("BadAddress", "address %s of workload %s is not an IP address", quote(e.Address), e.Workload)
 		}
-		if why := in.badAddress(ip); why != "" {
+		if why := BadAddress(ip, in.o.AllowLoopback); why != "" {
 			return refuse("BadAddress", "address %s of workload %s %s", quote(e.Address), e.Workload, why)
 		}
 		if network == in.local.Network { // elsewhere only its gateways are ever dialled
@@ -393,54 +406,6 @@ func (in *importer) readEndpoint(ref mesh.ObjectRef, field string, imp *mesh.Imp
 		}
 	}
 	return out
-}
-
-// badAddress says why a peer may not name the address; empty: it may.
-func (in *importer) badAddress(ip netip.Addr) string {
-	switch {
-	case ip.Is4In6():
-		return "is an IPv4 address in IPv6 form"
-	case ip.Zone() != "":
-		return "has a zone"
-	case ip.IsUnspecified():
-		return "is unspecified"
-	case ip.IsLoopback() && !in.o.AllowLoopback:
-		return "is loopback"
-	case ip == metadata4 || ip == metadata6:
-		return "is a metadata service"
-	case ip.IsLinkLocalUnicast():
-		return "is link-local"
-	case ip.IsMulticast():
-		return "is multicast"
-	case ip.Is4() && (vip4.Contains(ip) || ip.As4()[0] == 0):
-		return "is reserved"
-	}
-	return ""
-}
-
-// gatewayConflicts names gateways that clusters on different networks claim. They stay in use: the server name in
-// every handshake keeps traffic from the wrong one.
-func gatewayConflicts(origins []Origin) {
-	owner := map[netip.AddrPort]*mesh.Cluster{}
-	for i := range origins {
-		for _, c := range origins[i].Input.Clusters {
-			for _, g := range c.Gateways {
-				other := owner[g]
-				if other == nil {
-					owner[g] = c
-					continue
-				}
-				if other.Network == c.Network {
-					continue
-				}
-				origins[i].Input.Problems = append(origins[i].Input.Problems, mesh.Problem{
-					Object: mesh.ObjectRef{Kind: "Cluster", Name: string(c.ID), Source: "cluster " + string(c.ID)}, Field: "gateways",
-					Reason: "GatewayConflict", Message: fmt.Sprintf("gateway %s is also one of cluster %s on another network", g, other.ID),
-					Remedy: "give each network its own gateways",
-				})
-			}
-		}
-	}
 }
 
 func quote(s string) string {

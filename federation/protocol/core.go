@@ -139,6 +139,8 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.link(e)
 	case Heard:
 		c.hear(e)
+	case Refused:
+		c.reject(e.From, e.From, "", e.Refusal)
 	case MemberDead:
 		c.dead(e.Name)
 	case Replicate:
@@ -193,7 +195,12 @@ func (c *Core) reject(from, blame mesh.ClusterID, name string, ref *Refusal) {
 		name = name[:512]
 	}
 	if o := c.origins[blame]; o != nil {
-		o.rejected++
+		if o.refused == nil {
+			o.refused = map[string]uint64{}
+		}
+		if o.refused[ref.Reason]++; ref.Reason == ReasonOverCap {
+			o.capped, o.cappedAt = true, c.now
+		}
 		o.problem = ref.Reason + ": " + ref.Message
 	}
 	c.do(Reject{From: from, Record: name, Reason: ref.Reason, Message: ref.Message})
@@ -237,12 +244,16 @@ func (c *Core) receive(from mesh.ClusterID, way Way, in *federationv1.Record) bo
 		c.reject(from, from, name, refuse(ReasonBadSignature, "%s is not signed by the federation key of %s", name, id))
 		return false
 	}
+	if o.jumps(r) {
+		c.reject(from, id, name, refuse(ReasonJump, "%s %s is too far after %d.%d; if cluster %s is in order, take it by: isthmus peer approve %s", name, Version(r), o.mark.Epoch, o.mark.Seq, id, id))
+		return false
+	}
 	e, ref := c.check(o, m, s, r, v)
 	if ref != nil {
 		c.reject(from, id, name, ref)
 		return false
 	}
-	e.verified = true
+	e.verified, o.leap = true, false
 	before := len(c.out)
 	c.apply(o, e)
 	if isFarewell(r) {
@@ -274,7 +285,7 @@ func (c *Core) check(o *origin, m *member, s slot, r *federationv1.Record, v ver
 	if ref != nil {
 		return nil, ref
 	}
-	if !e.aud.has(c.cfg.Name) && c.cfg.mutant != everyAudience {
+	if !e.aud.Has(c.cfg.Name) && c.cfg.mutant != everyAudience {
 		return nil, refuse(ReasonNotExported, "%s of %s is not exported to %s", s.kind+" "+s.key, r.Origin, c.cfg.Name)
 	}
 	switch s.kind {
@@ -349,6 +360,8 @@ func (c *Core) checkCluster(m *member, body []byte) *Refusal {
 		return refuse(ReasonClusterMismatch, "cluster record of %s carries another federation key than it was admitted with", m.name)
 	case len(cl.Gateways) > 64 || len(cl.Capabilities) > 64 || len(cl.Trusts) > maxTrusts:
 		return refuse(ReasonTooLarge, "cluster record of %s has more than 64 gateways or capabilities, or trusts more than %d domains", m.name, maxTrusts)
+	case len(cl.PodRanges) > 1024 || len(cl.ServiceRanges) > 1024:
+		return refuse(ReasonTooLarge, "cluster record of %s has more than 1024 address ranges", m.name)
 	case m.td == c.cfg.TrustDomain && c.self.cluster != nil && !bytes.Equal(cl.Bundle, c.self.cluster.Bundle):
 		return refuse(ReasonClusterMismatch, "cluster record of %s carries other roots for the shared trust domain %s", m.name, m.td)
 	}

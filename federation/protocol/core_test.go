@@ -166,7 +166,7 @@ func TestTrust(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", s.name, show(got), s.want)
 		}
 	}
-	if p := c.Peers(); len(p) != 1 || p[0].Rejected == 0 || p[0].LastProblem == "" {
+	if p := c.Peers(); len(p) != 1 || p[0].Refused["UnknownOrigin"] == 0 || p[0].LastProblem == "" {
 		t.Errorf("peers do not show it: %+v", p)
 	}
 	wantActions(t, "no record", c.Step(0, Received{From: "birch"}), "reject // from birch: Malformed")

@@ -11,6 +11,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/protocol/audience"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -33,7 +34,7 @@ func (s slot) covered() slot {
 // entry is one record held.
 type entry struct {
 	rec      *federationv1.Record
-	aud      audience
+	aud      audience.Set
 	member   *federationv1.Member // kinds member and pending
 	at       time.Duration        // when it came
 	verified bool                 // false: from disk, not needed yet
@@ -58,8 +59,11 @@ type origin struct {
 	alive     life
 	behind    *behind
 	connected *Connect
-	rejected  uint64
+	refused   map[string]uint64 // things not taken of it, by reason
 	problem   string
+	capped    bool          // something was over a cap,
+	cappedAt  time.Duration // last then
+	leap      bool          // the operator approves the next jump
 }
 
 // member is a cluster we trust, and who vouches for it.
@@ -74,6 +78,9 @@ type member struct {
 // newEntry decodes what the core needs of a body.
 func newEntry(r *federationv1.Record) (*entry, *Refusal) {
 	e := &entry{rec: r}
+	if ref := checkUnfolded(r); ref != nil {
+		return nil, ref
+	}
 	var err error
 	if e.aud, err = audienceOf(r.GetKind(), r.GetBody()); err != nil {
 		return nil, refuse(ReasonMalformed, "body of %s %s does not decode", r.Kind, quote(r.Key))
@@ -166,7 +173,7 @@ func (o *origin) put(s slot, e *entry) {
 	if at := (Mark{e.rec.Epoch, e.rec.Seq}); o.mark.Less(at) {
 		o.mark = at
 	}
-	if at := (Mark{e.rec.Epoch, e.rec.Seq}); e.aud.everyone() && o.public.Less(at) {
+	if at := (Mark{e.rec.Epoch, e.rec.Seq}); e.aud.Everyone() && o.public.Less(at) {
 		o.public = at
 	}
 	switch s.kind {

@@ -8,6 +8,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/protocol/audience"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -33,17 +34,17 @@ func (c *Core) say(kind, key string, body []byte) {
 	}
 	e.verified = true
 	c.apply(c.self, e)
-	if e.aud.everyone() && proto.Size(r) <= MaxBroadcast {
+	if e.aud.Everyone() && proto.Size(r) <= MaxBroadcast {
 		c.do(Broadcast{r})
 	}
 }
 
 // bury deletes a statement of the local cluster for everyone in aud, and for all whom an earlier tombstone told.
-func (c *Core) bury(s slot, aud audience) {
+func (c *Core) bury(s slot, aud audience.Set) {
 	if t := c.self.entries[s.tomb()]; t != nil {
-		aud = aud.union(t.aud)
+		aud = aud.Union(t.aud)
 	}
-	c.say(KindTombstone, s.tomb().key, aud.body())
+	c.say(KindTombstone, s.tomb().key, aud.Body())
 }
 
 func (c *Core) declare(statements []Statement) {
@@ -112,7 +113,7 @@ func (c *Core) reconcile() {
 		if err != nil {
 			continue
 		}
-		if held != nil && !aud.covers(held.aud) {
+		if held != nil && !aud.Covers(held.aud) {
 			c.bury(s, held.aud) // for those who may not see what comes next
 		}
 		c.say(s.kind, s.key, body)
@@ -144,6 +145,10 @@ func (c *Core) echo(from mesh.ClusterID, r *federationv1.Record) bool {
 	e, ref := newEntry(r)
 	if ref != nil {
 		return false // signed by us, and of no use
+	}
+	if c.self.jumps(r) {
+		c.reject(from, from, name, refuse(ReasonJump, "%s %s is signed by our key, which never got that far: somebody else has it", name, Version(r)))
+		return false
 	}
 	if v == stale {
 		return c.cover(s, e)
@@ -208,12 +213,12 @@ func (c *Core) cover(s slot, old *entry) bool {
 		return false
 	}
 	live, tomb := c.self.entries[s], c.self.entries[s.tomb()]
-	if live != nil && live.aud.covers(old.aud) || tomb != nil && Compare(tomb.rec, old.rec) > 0 && tomb.aud.covers(old.aud) {
+	if live != nil && live.aud.Covers(old.aud) || tomb != nil && Compare(tomb.rec, old.rec) > 0 && tomb.aud.Covers(old.aud) {
 		return false
 	}
 	aud := old.aud
 	if live != nil {
-		aud = aud.union(live.aud)
+		aud = aud.Union(live.aud)
 	}
 	c.bury(s, aud)
 	if live != nil {

@@ -55,7 +55,7 @@ type Config struct {
 	// ResyncAfter is how long a differing digest is tolerated before a peer is asked again (500 ms). Lower asks for
 	// what is already on its way.
 	ResyncAfter time.Duration
-	// MaxRecords and MaxBytes cap what is held of one origin (100,000 records, 64 MiB).
+	// MaxRecords and MaxBytes cap what is held of one origin (100,000 records, 24 MiB).
 	MaxRecords, MaxBytes int
 	// SharedTrustDomain allows members that share the local trust domain, with the same roots.
 	SharedTrustDomain bool
@@ -96,7 +96,7 @@ func (c Config) withDefaults() Config {
 		c.MaxRecords = 100_000
 	}
 	if c.MaxBytes <= 0 {
-		c.MaxBytes = 64 << 20
+		c.MaxBytes = 24 << 20
 	}
 	if c.Verify == nil {
 		c.Verify = ed25519.Verify
@@ -136,7 +136,7 @@ type (
 		ClusterRecord *federationv1.Record // may be nil
 		Pending       bool
 	}
-	// Approve makes a pending cluster a member.
+	// Approve makes a pending cluster a member. Of a member it takes whatever numbers its next record has.
 	Approve struct{ Name mesh.ClusterID }
 	// Evict puts a cluster out, drops all it said, and keeps its name out until it is admitted again.
 	Evict struct{ Name mesh.ClusterID }
@@ -167,6 +167,11 @@ type (
 		Origin mesh.ClusterID
 		Digest *federationv1.Digest
 		From   mesh.ClusterID
+	}
+	// Refused is something from a peer that is no record: the driver could not read it.
+	Refused struct {
+		From    mesh.ClusterID
+		Refusal *Refusal
 	}
 	// MemberDead is gossip's opinion. It deletes nothing; with no beat for half of LateAfter it makes the peer late.
 	MemberDead struct{ Name mesh.ClusterID }
@@ -200,6 +205,7 @@ func (Joined) event()     {}
 func (Received) event()   {}
 func (Link) event()       {}
 func (Heard) event()      {}
+func (Refused) event()    {}
 func (MemberDead) event() {}
 
 // Action is something the driver must do, in the order given. Persist and Remove of one Step belong in one transaction.
@@ -256,6 +262,7 @@ const (
 	ReasonBadName         = "BadName"          // origin or key is not made of DNS labels
 	ReasonUnknownKind     = "UnknownKind"      // a kind this version does not know
 	ReasonBadSequence     = "BadSequence"      // epoch or seq zero or beyond the cap
+	ReasonJump            = "SequenceJump"     // so far ahead that no cluster gets there: kept out until the operator approves
 	ReasonUnknownOrigin   = "UnknownOrigin"    // nobody we trust vouches for the origin
 	ReasonEvicted         = "Evicted"          // the origin was evicted here
 	ReasonNotApproved     = "NotApproved"      // the origin is pending
@@ -267,6 +274,7 @@ const (
 	ReasonNotExported     = "NotExported"      // a record that is not for us
 	ReasonOverCap         = "OriginOverCap"    // too many records or bytes of one origin
 	ReasonBadStatement    = "BadStatement"     // a local statement that cannot be signed
+	ReasonHandshake       = "HandshakeFailed"  // what answers at a gateway does not prove to be the member
 	ReasonUnknownPeer     = "UnknownPeer"      // approve or evict of a name that cannot be
 	ReasonNameTaken       = "NameTaken"        // admit of a name that another key has
 	ReasonNoIssuer        = "NoIssuer"         // a join result that does not describe its issuer

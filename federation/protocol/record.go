@@ -13,7 +13,6 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -208,7 +207,7 @@ func Digest(origin mesh.ClusterID, records []*federationv1.Record) *federationv1
 		if r.Origin != string(origin) || r.Kind == KindPending {
 			continue
 		}
-		if aud, err := audienceOf(r.Kind, r.Body); err != nil || !aud.everyone() {
+		if aud, err := audienceOf(r.Kind, r.Body); err != nil || !aud.Everyone() {
 			continue
 		}
 		d.Epoch, d.Seq = laterOf(d.Epoch, d.Seq, r)
@@ -253,90 +252,5 @@ func Visible(r *federationv1.Record, to mesh.ClusterID) bool {
 		return true
 	}
 	aud, err := audienceOf(r.Kind, r.Body)
-	return err == nil && aud.has(to)
-}
-
-// audience is who may see a record: nil is everyone, else sorted names.
-type audience []string
-
-func (a audience) everyone() bool { return a == nil }
-
-func (a audience) has(c mesh.ClusterID) bool {
-	if a == nil {
-		return true
-	}
-	_, ok := slices.BinarySearch(a, string(c))
-	return ok
-}
-
-// covers reports whether everyone in b is in a.
-func (a audience) covers(b audience) bool {
-	if a == nil {
-		return true
-	}
-	if b == nil {
-		return false
-	}
-	for _, name := range b {
-		if !a.has(mesh.ClusterID(name)) {
-			return false
-		}
-	}
-	return true
-}
-
-func (a audience) union(b audience) audience {
-	if a == nil || b == nil {
-		return nil
-	}
-	all := slices.Concat(a, b)
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
-// body is the body of a tombstone for the audience.
-func (a audience) body() []byte {
-	var b []byte
-	for _, name := range a {
-		b = protowire.AppendString(protowire.AppendTag(b, fieldServiceExportTo, protowire.BytesType), name)
-	}
-	return b
-}
-
-const (
-	fieldServiceExportTo   protowire.Number = 4 // Service.export_to
-	fieldEndpointsExportTo protowire.Number = 2 // Endpoints.export_to
-)
-
-// audienceOf reads export_to out of a body without decoding the rest.
-func audienceOf(kind string, body []byte) (audience, error) {
-	field := fieldServiceExportTo
-	switch kind {
-	case KindMember, KindCluster:
-		return nil, nil
-	case KindEndpoints:
-		field = fieldEndpointsExportTo
-	}
-	var a audience
-	for len(body) > 0 {
-		num, typ, n := protowire.ConsumeTag(body)
-		if n < 0 {
-			return nil, protowire.ParseError(n)
-		}
-		body = body[n:]
-		if num == field && typ == protowire.BytesType {
-			v, n := protowire.ConsumeBytes(body)
-			if n < 0 {
-				return nil, protowire.ParseError(n)
-			}
-			a, body = append(a, string(v)), body[n:]
-			continue
-		}
-		if n = protowire.ConsumeFieldValue(num, typ, body); n < 0 {
-			return nil, protowire.ParseError(n)
-		}
-		body = body[n:]
-	}
-	slices.Sort(a)
-	return slices.Compact(a), nil
+	return err == nil && aud.Has(to)
 }

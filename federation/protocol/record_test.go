@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/federation/protocol/audience"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -139,8 +140,8 @@ func TestVisible(t *testing.T) {
 		{&federationv1.Record{Origin: "birch", Kind: KindService, Body: all}, "dune", true},
 		{&federationv1.Record{Origin: "birch", Kind: KindEndpoints, Body: ends}, "amber", true},
 		{&federationv1.Record{Origin: "birch", Kind: KindEndpoints, Body: ends}, "cedar", false},
-		{&federationv1.Record{Origin: "birch", Kind: KindTombstone, Body: audience{"amber"}.body()}, "amber", true},
-		{&federationv1.Record{Origin: "birch", Kind: KindTombstone, Body: audience{"amber"}.body()}, "cedar", false},
+		{&federationv1.Record{Origin: "birch", Kind: KindTombstone, Body: audience.Set{"amber"}.Body()}, "amber", true},
+		{&federationv1.Record{Origin: "birch", Kind: KindTombstone, Body: audience.Set{"amber"}.Body()}, "cedar", false},
 		{&federationv1.Record{Origin: "birch", Kind: KindTombstone}, "cedar", true},
 		{&federationv1.Record{Origin: "birch", Kind: KindMember, Body: []byte{0xff}}, "cedar", true},
 		{&federationv1.Record{Origin: "birch", Kind: KindService, Body: []byte{0xff}}, "cedar", false},

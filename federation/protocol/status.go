@@ -11,6 +11,9 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
+// cappedFor is how long a peer counts as over its caps: what it says too much comes again with every resync.
+const cappedFor = 5 * time.Minute
+
 // PeerState is where a cluster stands with us.
 type PeerState string
 
@@ -40,7 +43,8 @@ type Peer struct {
 	Endpoints     int // endpoints records: one for each service that has some
 	Tombstones    int
 	Bytes         int
-	Rejected      uint64
+	Refused       map[string]uint64 // things not taken of it since the start, by reason
+	OverCap       bool              // it said more than its caps within the last five minutes
 	LastProblem   string
 }
 
@@ -59,7 +63,7 @@ func (c *Core) Peers() []Peer {
 			Name: id, State: Pending, Freshness: o.alive.fresh, LastHeard: c.outside(o.alive.lastHeard()), Heard: o.alive.heard,
 			Path: c.links[id], Cluster: o.cluster, Epoch: o.mark.Epoch, Seq: o.mark.Seq,
 			Services: o.counts[KindService], Endpoints: o.counts[KindEndpoints], Tombstones: o.counts[KindTombstone],
-			Bytes: o.bytes, Rejected: o.rejected, LastProblem: o.problem,
+			Bytes: o.bytes, Refused: maps.Clone(o.refused), OverCap: o.capped && c.now-o.cappedAt < cappedFor, LastProblem: o.problem,
 		}
 		if m != nil {
 			p.State, p.TrustDomain, p.FederationKey = Approved, m.td, m.key
@@ -133,7 +137,7 @@ func (c *Core) RecordsFor(to mesh.ClusterID) []*federationv1.Record {
 	var out []*federationv1.Record
 	for _, r := range c.Records() {
 		o := c.origins[mesh.ClusterID(r.Origin)]
-		if o.id == to || o.entries[slot{r.Kind, r.Key}].aud.has(to) {
+		if o.id == to || o.entries[slot{r.Kind, r.Key}].aud.Has(to) {
 			out = append(out, r)
 		}
 	}

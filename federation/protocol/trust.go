@@ -7,6 +7,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/protocol/audience"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -212,7 +213,7 @@ func (c *Core) admit(e Admit) {
 		o.pending = e.Member
 		c.apply(c.self, &entry{
 			rec:    &federationv1.Record{Origin: string(c.cfg.Name), Kind: KindPending, Key: string(name), Body: body},
-			member: e.Member, verified: true, aud: audience{},
+			member: e.Member, verified: true, aud: audience.Set{},
 		})
 	}
 	if ref := c.introduce(o, e.Member, e.ClusterRecord); ref != nil {
@@ -251,6 +252,8 @@ func (c *Core) approve(name mesh.ClusterID) {
 	if o == nil || o.pending == nil {
 		if c.members[name] == nil {
 			c.reject(c.cfg.Name, "", string(name), refuse(ReasonUnknownPeer, "cluster %s does not wait for approval", quote(string(name))))
+		} else {
+			c.origins[name].leap = true
 		}
 		return
 	}

@@ -38,7 +38,7 @@ func (s *Server) peers() []admin.Peer {
 		x := admin.Peer{
 			Name: string(p.Name), TrustDomain: string(p.TrustDomain), State: string(p.State), Freshness: p.Freshness.String(),
 			Path: cmp.Or(p.Path, "down"), Services: p.Services, Endpoints: endpoints[p.Name], Epoch: p.Epoch, Seq: p.Seq,
-			Alive: cmp.Or(alive[string(p.Name)], "unknown"), Problem: p.LastProblem, StaleSince: st.Stale[p.Name], Gateways: []string{},
+			Alive: cmp.Or(alive[string(p.Name)], "unknown"), Problem: p.LastProblem, StaleSince: st.Stale[p.Name], Gateways: []string{}, Refused: st.Refused[p.Name],
 		}
 		if p.Heard {
 			x.LastHeard = st.Start.Add(p.LastHeard)
