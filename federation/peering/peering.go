@@ -413,7 +413,7 @@ func (p *Peering) Members() []string {
 func (p *Peering) Gateways(name string) ([]netip.AddrPort, mesh.TrustDomain) {
 	for _, peer := range p.status.Load().Peers {
 		if string(peer.Name) == name && peer.State == protocol.Approved && peer.Cluster != nil {
-			return addresses(peer.Cluster.Gateways), peer.TrustDomain
+			return addresses(p.dialable(peer.Cluster.Gateways)), peer.TrustDomain
 		}
 	}
 	return nil, ""

@@ -2,7 +2,6 @@ package peering
 
 import (
 	"maps"
-	"net"
 	"net/netip"
 	"time"
 
@@ -73,11 +72,8 @@ func overCap(p protocol.Peer) mesh.Problem {
 // metadata service.
 func (p *Peering) dialable(gateways []string) (out []string) {
 	for _, g := range gateways {
-		host, _, err := net.SplitHostPort(g)
-		if err != nil {
-			continue
-		}
-		if ip, err := netip.ParseAddr(host); err == nil && policy.BadAddress(ip, p.cfg.Policy.AllowLoopback) == "" {
+		ap, err := netip.ParseAddrPort(g)
+		if err == nil && ap.Port() != 0 && policy.BadAddress(ap.Addr(), p.cfg.Policy.AllowLoopback) == "" {
 			out = append(out, g)
 		}
 	}
