@@ -100,6 +100,8 @@ type watch struct {
 	rescan  time.Duration
 
 	files    map[string]*state // by key
+	folders  map[string]bool   // paths that the kernel tells of
+	listed   time.Time         // when all folders were last read
 	touched  map[string]bool   // paths the kernel told of since they were last read
 	all      bool              // read every file: events were lost
 	retry    bool              // a folder is lost
@@ -142,7 +144,14 @@ func (w *watch) loop(ctx context.Context) {
 			timer.Reset(settle)
 		case now := <-timer.C:
 			final := now.Sub(last) >= quiet || now.Sub(first) >= longest
-			if waiting := w.scan(final); waiting {
+			waiting, done := false, false
+			if !first.IsZero() && now.Sub(w.listed) < w.rescan {
+				waiting, done = w.scanTouched(final)
+			}
+			if !done {
+				waiting = w.scan(final)
+			}
+			if waiting {
 				timer.Reset(max(min(time.Until(last.Add(quiet)), time.Until(first.Add(longest))), time.Millisecond))
 				continue
 			}

@@ -3,6 +3,7 @@ package file_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -391,5 +392,46 @@ func TestLatency(t *testing.T) {
 	t.Logf("median %s, longest %s", took[len(took)/2], took[len(took)-1])
 	if took[len(took)/2] > 100*time.Millisecond {
 		t.Errorf("the median change took %s", took[len(took)/2])
+	}
+}
+
+// TestAnyChanges makes changes of every kind in any order, in bursts: in the end what was told is what is there.
+func TestAnyChanges(t *testing.T) {
+	for seed := range uint64(4) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		dir := t.TempDir()
+		write(t, dir+"/a.yaml", service("start"))
+		s := start(t, dir)
+		for i := range 120 {
+			name := fmt.Sprintf("%s/%s%c.yaml", dir, []string{"", "sub/", "sub/deep/"}[r.IntN(3)], 'a'+rune(r.IntN(5)))
+			switch r.IntN(8) {
+			case 0:
+				must(t, os.RemoveAll(name))
+			case 1:
+				must(t, os.RemoveAll(dir+"/sub"))
+			case 2:
+				_ = os.Rename(dir+"/sub", dir+"/sub2.yaml")
+				_ = os.Rename(dir+"/sub2.yaml", dir+"/sub")
+			case 3:
+				write(t, name+".new", service(fmt.Sprint("s", i)))
+				must(t, os.Rename(name+".new", name))
+			case 4:
+				write(t, name, "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {n: \""+fmt.Sprint(i)+"\"}}\n")
+			default:
+				write(t, name, service(fmt.Sprint("s", i)))
+			}
+			if r.IntN(10) == 0 {
+				time.Sleep(time.Duration(r.IntN(30)) * time.Millisecond)
+			}
+		}
+		want := newSink()
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- file.New(file.Config{Dir: dir, Sink: want, Rescan: time.Minute}).Run(ctx) }()
+		want.until(t, "a new source is synced", func(s *sink) bool { return slices.Contains(s.said, "synced") })
+		cancel()
+		must(t, <-done)
+		expected := want.names()
+		s.until(t, fmt.Sprintf("seed %d: told of %v", seed, expected), func(s *sink) bool { return slices.Equal(s.names(), expected) })
 	}
 }

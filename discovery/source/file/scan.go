@@ -106,6 +106,7 @@ func (f *found) covers(key string) bool {
 // list looks for files, and has the kernel tell of changes in every folder before it is read.
 func (w *watch) list() *found {
 	out := &found{}
+	w.folders, w.listed = map[string]bool{}, time.Now()
 	w.listDir("", 0, nil, out)
 	slices.Sort(out.files)
 	return out
@@ -120,6 +121,7 @@ func (w *watch) listDir(dir string, depth int, above []os.FileInfo, out *found) 
 			out.problem(w.name(dir), "NotWatched", "changes are seen late: "+werr.Error(), "raise fs.inotify.max_user_watches")
 		}
 	}
+	w.folders[filepath.Clean(full)] = true
 	var entries []os.DirEntry
 	if err == nil {
 		entries, err = os.ReadDir(full)
