@@ -3,7 +3,6 @@ package translate
 import (
 	"cmp"
 	"maps"
-	"math"
 	"net/netip"
 	"slices"
 
@@ -11,6 +10,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/locality"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/remote"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 	"github.com/isthmus-mesh/isthmus/topologies"
@@ -38,29 +38,9 @@ func (c *crowd) locality() string {
 
 // assigner builds one assignment.
 type assigner struct {
-	u      upstream
-	scale  uint64 // of every weight, so that what is divided among gateways stays whole
-	groups map[place]*endpointv3.LocalityLbEndpoints
-	sums   map[string]uint64 // weights by locality
-	total  uint32            // endpoints
-}
-
-type place struct {
-	priority uint32
-	locality string
-}
-
-func (a *assigner) add(priority uint32, at string, lb *endpointv3.LbEndpoint, weight uint64) {
-	key := place{priority, at}
-	g := a.groups[key]
-	if g == nil {
-		g = &endpointv3.LocalityLbEndpoints{Locality: envoyLocality(at)}
-		a.groups[key] = g
-	}
-	a.total++
-	a.sums[at] += weight
-	lb.LoadBalancingWeight = wire.U32(uint32(min(max(weight, 1), math.MaxUint32)))
-	g.LbEndpoints = append(g.LbEndpoints, lb)
+	locality.Groups
+	u     upstream
+	scale uint64 // of every weight, so that what is divided among gateways stays whole
 }
 
 // assignment lists the endpoints of u that are ready and reachable, one group for each locality. Endpoints of a cluster
@@ -77,7 +57,7 @@ func (v *view) assignment(u upstream, plain bool) *endpointv3.ClusterLoadAssignm
 		worst = best
 	}
 	crowds := v.crowds(u, found)
-	a := &assigner{u: u, scale: scaleOf(u, crowds), groups: map[place]*endpointv3.LocalityLbEndpoints{}, sums: map[string]uint64{}}
+	a := &assigner{u: u, scale: scaleOf(u, crowds)}
 	for _, e := range found {
 		if e.Freshness > worst || e.behind != nil {
 			continue
@@ -85,49 +65,15 @@ func (v *view) assignment(u upstream, plain bool) *endpointv3.ClusterLoadAssignm
 		if e.Freshness != mesh.Fresh && !plain {
 			e.lb.HealthStatus = corev3.HealthStatus_DEGRADED
 		}
-		a.add(u.rank.Priority(e.Endpoint), e.Locality, e.lb, uint64(cmp.Or(e.Weight, 1))*a.scale)
+		a.Add(u.rank.Priority(e.Endpoint), e.Locality, e.lb, uint64(cmp.Or(e.Weight, 1))*a.scale)
 	}
 	for _, c := range crowds {
 		v.addGateways(a, c)
 	}
-	out := a.result()
+	out := &endpointv3.ClusterLoadAssignment{ClusterName: u.name(), Endpoints: a.Ordered(u.rank)}
 	if best == mesh.Fresh && worst == mesh.Late && !plain {
 		// One fresh endpoint suffices to leave the late ones alone; Envoy's own factor would share from 72 % downwards.
-		out.Policy = &endpointv3.ClusterLoadAssignment_Policy{OverprovisioningFactor: wire.U32(max(140, 100*a.total))}
-	}
-	return out
-}
-
-// result orders the groups and closes gaps between priorities, which Envoy does not allow.
-func (a *assigner) result() *endpointv3.ClusterLoadAssignment {
-	out := &endpointv3.ClusterLoadAssignment{ClusterName: a.u.name()}
-	keys := slices.SortedFunc(maps.Keys(a.groups), func(x, y place) int {
-		return cmp.Or(cmp.Compare(x.priority, y.priority), cmp.Compare(x.locality, y.locality))
-	})
-	shares := map[string]uint32{}
-	if a.u.rank.Distributes() {
-		shares = a.u.rank.Weights(a.sums)
-	}
-	next, last := uint32(0), uint32(0)
-	for i, k := range keys {
-		g := a.groups[k]
-		if a.u.rank.Distributes() {
-			if shares[k.locality] == 0 {
-				continue
-			}
-			g.LoadBalancingWeight = wire.U32(shares[k.locality])
-		} else {
-			sum := uint64(0)
-			for _, e := range g.LbEndpoints {
-				sum += uint64(e.GetLoadBalancingWeight().GetValue())
-			}
-			g.LoadBalancingWeight = wire.U32(uint32(min(sum, math.MaxUint32)))
-		}
-		if i > 0 && k.priority != last {
-			next++
-		}
-		last, g.Priority = k.priority, next
-		out.Endpoints = append(out.Endpoints, g)
+		out.Policy = &endpointv3.ClusterLoadAssignment_Policy{OverprovisioningFactor: wire.U32(max(140, 100*a.Total))}
 	}
 	return out
 }
@@ -213,7 +159,7 @@ func (v *view) addGateways(a *assigner, c *crowd) {
 		lb := remote.Endpoint(wire.Internal(name, c.key))
 		lb.GetEndpoint().Hostname = a.u.serverName()
 		lb.Metadata = networkMetadata(c.network, "tlsMode", "istio", "via", "gateway")
-		a.add(priority, at, lb, weight)
+		a.Add(priority, at, lb, weight)
 		return
 	}
 	for _, g := range c.network.Gateways {
@@ -222,7 +168,7 @@ func (v *view) addGateways(a *assigner, c *crowd) {
 		}
 		lb := remote.Endpoint(wire.Socket(g.Address, g.Port))
 		lb.Metadata = networkMetadata(c.network, "tlsMode", "istio")
-		a.add(priority, at, lb, (weight+uint64(len(c.network.Gateways))-1)/uint64(len(c.network.Gateways)))
+		a.Add(priority, at, lb, (weight+uint64(len(c.network.Gateways))-1)/uint64(len(c.network.Gateways)))
 	}
 }
 

@@ -137,27 +137,27 @@ func (v *view) factsOf(s *mesh.Service, p mesh.Port) facts {
 
 // outboundClusters returns every cluster this proxy may send to, with its endpoints, and the ways to remote gateways.
 func (v *view) outboundClusters() Resources {
-	r := Resources{Clusters: []*clusterv3.Cluster{
-		originalDst(passthroughCluster),
-		{Name: blackHoleCluster, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: wire.Duration(time.Second)},
-	}}
-	traffic.EitherHTTP(r.Clusters[0])
+	var r Resources
+	r.add(v.part("clusters", "", nil, func() Resources { return Resources{Clusters: elsewhereClusters()} }))
 	inside := map[mesh.NetworkID]bool{}
 	for _, s := range v.scope.Services() {
-		for _, u := range v.upstreams(s) {
-			c, a := v.cluster(u)
-			r.Clusters = append(r.Clusters, c)
-			if a != nil {
-				r.Endpoints = append(r.Endpoints, a)
-			}
-			for _, n := range u.inside {
-				inside[n] = true
-			}
+		x := v.served(s)
+		r.add(x.Resources)
+		for _, n := range x.inside {
+			inside[n] = true
 		}
 	}
-	clusters, listeners := v.remoteGateways(inside)
-	r.Clusters, r.Listeners = append(r.Clusters, clusters...), listeners
+	clusters, listeners := remote.Gateways(v.snap, v.network, v.scope.Services(), inside)
+	r.add(Resources{Clusters: clusters, Listeners: listeners})
 	return r
+}
+
+// elsewhereClusters are those that stand for no service.
+func elsewhereClusters() []*clusterv3.Cluster {
+	through := originalDst(passthroughCluster)
+	traffic.EitherHTTP(through)
+	return []*clusterv3.Cluster{through,
+		{Name: blackHoleCluster, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}, ConnectTimeout: wire.Duration(time.Second)}}
 }
 
 func (v *view) connectTimeout() *durationpb.Duration {
@@ -294,31 +294,4 @@ func originalDst(name string) *clusterv3.Cluster {
 		ConnectTimeout:       wire.Duration(10 * time.Second),
 		CircuitBreakers:      wire.Unlimited(),
 	}
-}
-
-// remoteGateways returns, for each peer that is reached through gateways and runs an endpoint of some service, and for
-// the networks, the internal listener that stands for it and the cluster of its gateways.
-func (v *view) remoteGateways(networks map[mesh.NetworkID]bool) (clusters []*clusterv3.Cluster, listeners []*listener) {
-	used := map[mesh.ClusterID]bool{}
-	for _, s := range v.scope.Services() {
-		for _, e := range s.Endpoints {
-			if !used[e.Cluster] {
-				p := topologies.Reach(v.snap, v.network, e)
-				used[e.Cluster] = !p.Direct && p.Network == nil && p.Reachable()
-			}
-		}
-	}
-	for _, c := range v.snap.Clusters {
-		if used[c.ID] {
-			clusters = append(clusters, remote.PeerCluster(c))
-			listeners = append(listeners, remote.Listener(remote.PeerName(c.ID)))
-		}
-	}
-	for _, n := range v.snap.Networks {
-		if networks[n.ID] {
-			clusters = append(clusters, remote.NetworkCluster(n))
-			listeners = append(listeners, remote.Listener(remote.NetworkName(n.ID)))
-		}
-	}
-	return clusters, listeners
 }

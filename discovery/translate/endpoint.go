@@ -132,12 +132,6 @@ func metadata(own, match []string) *corev3.Metadata {
 	return m
 }
 
-// envoyLocality reads region/zone/subzone.
-func envoyLocality(s string) *corev3.Locality {
-	region, zone, subzone := topologies.SplitLocality(s)
-	return &corev3.Locality{Region: region, Zone: zone, SubZone: subzone}
-}
-
 // vips are the addresses by which the proxy's workload calls s: those of its own cluster. An address of another cluster
 // is left out where it is another service's here.
 func (v *view) vips(s *mesh.Service) []netip.Addr {

@@ -24,7 +24,7 @@ func (v *view) ingress() Resources {
 		l.TrafficDirection = outboundDirection
 		r.Listeners = append(r.Listeners, v.anyAddress(l, port))
 	}
-	r.Routes, r.Secrets = tables, v.secrets()
+	r.Routes, r.Secrets = tables, v.secrets().Secrets
 	return r
 }
 

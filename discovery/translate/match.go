@@ -1,12 +1,8 @@
 package translate
 
 import (
-	"slices"
-	"strings"
-
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
@@ -55,36 +51,5 @@ func (v *view) domains(s *mesh.Service, port uint32) []string {
 	for _, a := range v.vips(s) {
 		names = append(names, wire.HostAddress(a))
 	}
-	return withPort(names, port)
-}
-
-// withPort returns each name, alone and with the port.
-func withPort(names []string, port uint32) []string {
-	var out []string
-	for _, n := range names {
-		out = append(out, n)
-		if n != "*" {
-			out = append(out, n+":"+wire.Itoa(port))
-		}
-	}
-	return out
-}
-
-// uniqueDomains drops domains that an earlier virtual host has, and virtual hosts that are left without any: Envoy
-// refuses a whole route table for one domain that occurs twice.
-func uniqueDomains(hosts []*routev3.VirtualHost) []*routev3.VirtualHost {
-	taken := map[string]bool{}
-	var out []*routev3.VirtualHost
-	for _, h := range hosts {
-		h.Domains = slices.DeleteFunc(h.Domains, func(d string) bool {
-			d = strings.ToLower(d)
-			was := taken[d]
-			taken[d] = true
-			return was
-		})
-		if len(h.Domains) > 0 {
-			out = append(out, h)
-		}
-	}
-	return out
+	return httprule.WithPort(names, port)
 }

@@ -24,26 +24,33 @@ import (
 const plainHTTPPort = 80
 
 // outbound returns the listeners that captured connections are handed to by their destination, and their routes.
-func (v *view) outbound() ([]*listener, []*routev3.RouteConfiguration) {
-	listeners := []*listener{v.virtualOutbound()}
-	var routes []*routev3.RouteConfiguration
+func (v *view) outbound() Resources {
+	r := v.fixed("virtualOutbound", v.virtualOutbound)
 	hosts := v.virtualHosts()
 	for _, port := range slices.Sorted(maps.Keys(hosts)) {
 		name := wire.Itoa(port)
-		routes = append(routes, &routev3.RouteConfiguration{
-			Name: name, ValidateClusters: wire.No(),
-			VirtualHosts: append(uniqueDomains(hosts[port]), v.otherHosts()),
-		})
-		listeners = append(listeners, v.anyAddress(&listener{
-			Name: "0.0.0.0_" + name, BindToPort: wire.No(), TrafficDirection: outboundDirection,
-			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{v.manager(&hcmv3.HttpConnectionManager{
-				StatPrefix: "outbound_0.0.0.0_" + name, RouteSpecifier: rds(name),
-			})}}},
-		}, port))
+		r.add(v.tableOf(name, hosts[port]))
+		r.add(v.fixed("0.0.0.0_"+name, func() *listener { return v.httpPort(name, port) }))
 	}
 	own, ownRoutes := v.ownListeners()
-	tcp, sniffed := v.tcpListeners(hosts)
-	return slices.Concat(listeners, tcp, own), slices.Concat(routes, sniffed, ownRoutes)
+	r.add(v.tcpListeners(hosts))
+	r.add(Resources{Listeners: own, Routes: ownRoutes})
+	return r
+}
+
+// table routes by host, what no host takes as other traffic.
+func (v *view) table(name string, hosts []*routev3.VirtualHost) *routev3.RouteConfiguration {
+	return &routev3.RouteConfiguration{Name: name, ValidateClusters: wire.No(), VirtualHosts: append(httprule.UniqueDomains(hosts), v.otherHosts())}
+}
+
+// httpPort is the listener of a port on which services speak HTTP.
+func (v *view) httpPort(name string, port uint32) *listener {
+	return v.anyAddress(&listener{
+		Name: "0.0.0.0_" + name, BindToPort: wire.No(), TrafficDirection: outboundDirection,
+		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{v.manager(&hcmv3.HttpConnectionManager{
+			StatPrefix: "outbound_0.0.0.0_" + name, RouteSpecifier: rds(name),
+		})}}},
+	}, port)
 }
 
 // virtualOutbound takes everything that leaves; what no other listener is for goes where it was sent to. A connection
@@ -98,7 +105,7 @@ func (v *view) virtualHosts() map[uint32][]*routev3.VirtualHost {
 				v.problems.add(s.Object, "spec.ports", reasonPortConflict, "port "+wire.Itoa(p.Number)+" is the proxy's own")
 				continue
 			}
-			out[p.Number] = append(out[p.Number], virtualHost(s.Host+":"+wire.Itoa(p.Number), v.domains(s, p.Number), v.routesOf(s, p)))
+			out[p.Number] = append(out[p.Number], v.hostOf(s, p))
 		}
 	}
 	for _, host := range v.scope.RoutedHosts() {
@@ -106,8 +113,8 @@ func (v *view) virtualHosts() map[uint32][]*routev3.VirtualHost {
 		if host == "*" || v.snap.Service(host) != nil {
 			continue
 		}
-		if routes := v.httpRoutes(vs, site{meshGateway, plainHTTPPort}); len(routes) > 0 {
-			out[plainHTTPPort] = append(out[plainHTTPPort], virtualHost(host+":80", withPort([]string{host}, plainHTTPPort), routes))
+		if h := v.namedHost(host, vs); h != nil {
+			out[plainHTTPPort] = append(out[plainHTTPPort], h)
 		}
 	}
 	return out
@@ -125,7 +132,7 @@ func (v *view) routesOf(s *mesh.Service, p mesh.Port) []*routev3.Route {
 
 // tcpListeners returns one listener for each address and port of services that do not speak HTTP. TLS services without
 // an address share the port's wildcard listener and are told apart by server name.
-func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) (out []*listener, routes []*routev3.RouteConfiguration) {
+func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) (out Resources) {
 	owner := map[string]string{}
 	shared := map[uint32][]*listenerv3.FilterChain{}
 	for _, s := range v.scope.Services() {
@@ -133,39 +140,51 @@ func (v *view) tcpListeners(http map[uint32][]*routev3.VirtualHost) (out []*list
 			if p.Protocol.IsHTTP() || p.Protocol == mesh.UDP || !v.scope.Serves(s, p.Number) {
 				continue
 			}
-			chains := v.tcpChains(s, p)
-			addresses := v.listenAddresses(s)
+			x := v.opaqueOf(s, p)
 			// Who asks another server than ours for an external name calls an address that is not known here.
-			if len(addresses) == 0 || len(s.Ranges) > 0 || s.External && p.Protocol != mesh.TCP {
-				v.share(shared, s, p, len(addresses) > 0, http)
+			if len(x.addresses) == 0 || len(s.Ranges) > 0 || s.External && p.Protocol != mesh.TCP {
+				v.share(shared, s, p, len(x.addresses) > 0, http)
 			}
-			for _, a := range addresses {
-				l := &listener{
-					Name: a.String() + "_" + wire.Itoa(p.Number), Address: wire.Socket(a.String(), p.Number),
-					BindToPort: wire.No(), TrafficDirection: outboundDirection, FilterChains: chains,
-				}
-				if first, taken := owner[l.Name]; taken {
+			for i, a := range x.addresses {
+				name := opaqueName(a, p)
+				if first, taken := owner[name]; taken {
 					if first != s.Host {
 						v.problems.add(s.Object, "", reasonPortConflict, wire.JoinHostPort(a, p.Number)+" belongs to "+first)
 					}
 					continue
 				}
-				owner[l.Name] = s.Host
-				out = append(out, inspectTLS(l))
-				if p.Sniffed {
-					routes = append(routes, v.sniff(l, s, p))
-				}
+				owner[name] = s.Host
+				out.add(x.listeners[i])
 			}
 		}
 	}
 	for _, port := range slices.Sorted(maps.Keys(shared)) {
-		out = append(out, inspectTLS(v.anyAddress(&listener{
+		out.Listeners = append(out.Listeners, inspectTLS(v.anyAddress(&listener{
 			Name: "0.0.0.0_" + wire.Itoa(port), BindToPort: wire.No(), TrafficDirection: outboundDirection, FilterChains: shared[port],
 			DefaultFilterChain: &listenerv3.FilterChain{Filters: []*listenerv3.Filter{v.elsewhere()}},
 		}, port)))
 	}
-	return out, routes
+	return out
 }
+
+// opaquePort makes the listeners of one port that is not HTTP.
+func (v *view) opaquePort(s *mesh.Service, p mesh.Port) (out opaque) {
+	chains := v.tcpChains(s, p)
+	for _, a := range v.listenAddresses(s) {
+		l := inspectTLS(&listener{
+			Name: opaqueName(a, p), Address: wire.Socket(a.String(), p.Number),
+			BindToPort: wire.No(), TrafficDirection: outboundDirection, FilterChains: chains,
+		})
+		r := Resources{Listeners: []*listener{l}}
+		if p.Sniffed {
+			r.Routes = append(r.Routes, v.sniff(l, s, p))
+		}
+		out.addresses, out.listeners = append(out.addresses, a), append(out.listeners, v.packed(r))
+	}
+	return out
+}
+
+func opaqueName(a netip.Addr, p mesh.Port) string { return a.String() + "_" + wire.Itoa(p.Number) }
 
 // share adds the chains of a service that has no address of its own, or not only, to the port's wildcard listener: by
 // range of addresses, else by server name.

@@ -8,6 +8,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
@@ -35,7 +36,7 @@ func (v *view) proxyless() Resources {
 				continue
 			}
 			r.Routes = append(r.Routes, &routev3.RouteConfiguration{Name: u.name(), VirtualHosts: []*routev3.VirtualHost{{
-				Name: s.Host, Domains: []string{"*"}, Routes: plainRoutes(v.routesOf(s, u.port)),
+				Name: s.Host, Domains: []string{"*"}, Routes: httprule.Plain(v.routesOf(s, u.port)),
 			}}})
 			for _, name := range v.dialNames(s, u.port.Number) {
 				r.Listeners = append(r.Listeners, apiListener(name, u.name()))
@@ -67,21 +68,4 @@ func apiListener(name, route string) *listener {
 		RouteSpecifier: rds(route),
 		HttpFilters:    []*hcmv3.HttpFilter{httpFilter(routerFilter, wire.Pack(&routerv3.Router{}))},
 	})}}
-}
-
-// plainRoutes drops what gRPC refuses or does not know: settings of HTTP filters it does not have, and retries on
-// conditions of Envoy's own.
-func plainRoutes(routes []*routev3.Route) []*routev3.Route {
-	for _, r := range routes {
-		r.TypedPerFilterConfig = nil
-		a := r.GetRoute()
-		if a == nil {
-			continue
-		}
-		a.RequestMirrorPolicies, a.HashPolicy = nil, nil
-		if p := a.GetRetryPolicy(); p != nil {
-			a.RetryPolicy = &routev3.RetryPolicy{RetryOn: "unavailable,cancelled", NumRetries: p.GetNumRetries()}
-		}
-	}
-	return routes
 }

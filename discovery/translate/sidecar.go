@@ -14,6 +14,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
@@ -34,7 +35,7 @@ func (v *view) ownListeners() (listeners []*listener, routes []*routev3.RouteCon
 			out.BindToPort = nil
 		}
 		if l.Protocol.IsHTTP() {
-			r := &routev3.RouteConfiguration{Name: name, ValidateClusters: wire.No(), VirtualHosts: append(uniqueDomains(v.hostsOf(l)), v.otherHosts())}
+			r := &routev3.RouteConfiguration{Name: name, ValidateClusters: wire.No(), VirtualHosts: append(httprule.UniqueDomains(v.hostsOf(l)), v.otherHosts())}
 			routes = append(routes, r)
 			out.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{v.manager(&hcmv3.HttpConnectionManager{
 				StatPrefix: "outbound_" + name, RouteSpecifier: rds(name),

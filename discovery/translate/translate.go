@@ -17,6 +17,7 @@ import (
 	meshconfig "istio.io/api/mesh/v1alpha1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/memo"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
@@ -32,6 +33,9 @@ type Resources struct {
 	Secrets   []*tlsv3.Secret
 	// Extensions are configuration that filters fetch by name; only EnvoyFilters make any.
 	Extensions []*corev3.TypedExtensionConfig
+	// Packed are resources of any type as the Pack of a memo made them, in no order. Of a name that one of them has, and one
+	// of the lists, theirs counts.
+	Packed []any
 }
 
 // Names of clusters that stand for no service.
@@ -49,10 +53,17 @@ const meshGateway = "mesh"
 // Translate returns what p is served for snap, and what was left out and why. A Router that is an east-west gateway
 // gets nothing here.
 func Translate(snap *mesh.Snapshot, p *mesh.Proxy) (Resources, []mesh.Problem) {
+	return Again(nil, snap, p)
+}
+
+// Again is Translate with a memory: parts that come out as before, for this or for another proxy, are the same messages,
+// and cost little; with a Pack in the memo they are in Packed instead. What it returns must not be changed.
+func Again(m *memo.Memo, snap *mesh.Snapshot, p *mesh.Proxy) (Resources, []mesh.Problem) {
 	if snap == nil || snap.Local == nil || p.EastWest {
 		return Resources{}, nil
 	}
 	v := newView(snap, p)
+	v.remember(m)
 	var r Resources
 	switch p.Type {
 	case mesh.Proxyless:
@@ -67,22 +78,22 @@ func Translate(snap *mesh.Snapshot, p *mesh.Proxy) (Resources, []mesh.Problem) {
 
 func (v *view) sidecar() Resources {
 	r := v.outboundClusters()
-	r.Secrets = v.secrets()
-	clusters, inbound := v.inbound()
-	r.Clusters = append(r.Clusters, clusters...)
-	listeners, routes := v.outbound()
-	r.Listeners = append(append(r.Listeners, listeners...), inbound...)
-	r.Routes = routes
+	r.add(v.secrets())
+	r.add(v.outbound())
+	r.add(v.ownInbound())
 	return r
 }
 
 // secrets returns the roots of the mesh and the credentials that were asked for until now.
-func (v *view) secrets() []*tlsv3.Secret {
-	out := v.credentials.Secrets()
-	if s := TrustBundle(v.snap); s != nil {
-		out = append(out, s)
-	}
-	return out
+func (v *view) secrets() Resources {
+	r := v.part("secrets", "roots", nil, func() (r Resources) {
+		if s := socket.TrustBundle(v.snap); s != nil {
+			r.Secrets = append(r.Secrets, s)
+		}
+		return r
+	})
+	r.Secrets = append(v.credentials.Secrets(), r.Secrets...)
+	return r
 }
 
 // view is what the translation of one proxy reads. Only problems grows while it works.
@@ -96,6 +107,10 @@ type view struct {
 	taken    map[netip.Addr]bool // cluster addresses of the proxy's own cluster, once asked for
 	mtlsOff  bool                // some PeerAuthentication turns mutual TLS off
 	problems *problems
+
+	memo           *memo.Memo // nil: nothing is remembered
+	labels, stands string     // of the proxy; the latter is what decides which endpoints it uses, and how
+	dynamic        bool       // it calls wildcard hosts
 
 	credentials *socket.Credentials
 }
@@ -165,6 +180,7 @@ func (r Resources) sorted() Resources {
 		Listeners: byName(r.Listeners, (*listenerv3.Listener).GetName),
 		Routes:    byName(r.Routes, (*routev3.RouteConfiguration).GetName),
 		Secrets:   byName(r.Secrets, (*tlsv3.Secret).GetName),
+		Packed:    r.Packed,
 	}
 }
 

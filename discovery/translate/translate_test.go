@@ -12,6 +12,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	transport "github.com/isthmus-mesh/isthmus/discovery/translate/socket"
 	"github.com/isthmus-mesh/isthmus/internal/golden"
 )
 
@@ -73,11 +74,11 @@ func TestTrustBundle(t *testing.T) {
 	intruder := *snap.Clusters[1]
 	intruder.ID, intruder.TrustDomain, intruder.Roots = "aaa", "amber.mesh", []byte(fixedRoot+fixedRoot)
 	snap.Clusters = append([]*mesh.Cluster{&intruder}, snap.Clusters...)
-	text := translate.TrustBundle(snap).String()
+	text := transport.TrustBundle(snap).String()
 	if strings.Count(text, "amber.mesh") != 1 || strings.Contains(text, "cedar.mesh") || !strings.Contains(text, "birch.mesh") {
 		t.Errorf("want amber.mesh once with its own roots, birch.mesh, and no cedar.mesh, whose roots are not PEM:\n%s", text)
 	}
-	if translate.TrustBundle(&mesh.Snapshot{}) != nil {
+	if transport.TrustBundle(&mesh.Snapshot{}) != nil {
 		t.Error("a bundle without roots")
 	}
 }

@@ -126,6 +126,17 @@ func (s *Named) All() iter.Seq[*Resource] {
 	}
 }
 
+// Map returns the set of what f makes of each resource, of the same name.
+func (s *Named) Map(f func(*Resource) *Resource) *Named {
+	return NewNamed(func(yield func(*Resource) bool) {
+		for r := range s.All() {
+			if !yield(f(r)) {
+				return
+			}
+		}
+	})
+}
+
 // With returns the set with these resources put in, each in the place of that of its name. It costs what is put in, and
 // little for the rest. A set that has them already is returned as it is.
 func (s *Named) With(resources ...*Resource) *Named {

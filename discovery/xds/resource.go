@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -82,31 +83,52 @@ func typeURL(m proto.Message) string {
 // origin/kind/key of a signed record, otherwise the field name, else origin. A message without a name, two of one type
 // with the same name, and one that cannot be encoded are errors.
 func Encode(msgs ...proto.Message) (Set, error) {
-	byType := map[string]map[string]*Resource{}
+	list := make([]*Resource, 0, len(msgs))
 	for _, m := range msgs {
-		name := nameOf(m.ProtoReflect())
-		if name == "" {
-			return nil, fmt.Errorf("encode %s: the message has no name", m.ProtoReflect().Descriptor().FullName())
-		}
-		r, err := encode(name, m)
+		r, err := EncodeOne(m)
 		if err != nil {
 			return nil, err
 		}
-		named := byType[r.Body.TypeUrl]
-		if named == nil {
-			named = map[string]*Resource{}
-			byType[r.Body.TypeUrl] = named
-		}
-		if named[name] != nil {
-			return nil, fmt.Errorf("encode %s: two messages are named %s", m.ProtoReflect().Descriptor().FullName(), name)
-		}
-		named[name] = r
+		list = append(list, r)
+	}
+	return SetOf(list...)
+}
+
+// EncodeOne returns one message as a resource under the name it carries, see Encode.
+func EncodeOne(m proto.Message) (*Resource, error) {
+	name := nameOf(m.ProtoReflect())
+	if name == "" {
+		return nil, fmt.Errorf("encode %s: the message has no name", m.ProtoReflect().Descriptor().FullName())
+	}
+	return encode(name, m)
+}
+
+// SetOf returns the set of these resources. Two of one type with the same name are an error.
+func SetOf(resources ...*Resource) (Set, error) {
+	byType := map[string][]*Resource{}
+	for _, r := range resources {
+		byType[r.Body.TypeUrl] = append(byType[r.Body.TypeUrl], r)
 	}
 	set := make(Set, len(byType))
-	for typ, named := range byType {
-		set[typ] = NamedOf(named)
+	for typ, list := range byType {
+		set[typ] = NewNamed(slices.Values(list))
+		if set[typ].Len() < len(list) {
+			return nil, fmt.Errorf("%s: two messages are named %s", typ, twice(list))
+		}
 	}
 	return set, nil
+}
+
+// twice returns a name that two of the resources have.
+func twice(list []*Resource) string {
+	seen := map[string]bool{}
+	for _, r := range list {
+		if seen[r.Name] {
+			return r.Name
+		}
+		seen[r.Name] = true
+	}
+	return ""
 }
 
 func nameOf(m protoreflect.Message) string {

@@ -9,26 +9,28 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/memo"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/patch"
 	"github.com/isthmus-mesh/isthmus/eastwest/gateway"
 )
 
 // To returns what p is served for snap, and what was left out and why. Names are unique within each type.
 func To(snap *mesh.Snapshot, p *mesh.Proxy) (translate.Resources, []mesh.Problem) {
-	r := Without(snap, p, nil)
+	r := Again(nil, snap, p, nil)
 	return r.Resources, r.Problems
 }
 
-// Without is To without the patches of those EnvoyFilters that skip leaves out.
-func Without(snap *mesh.Snapshot, p *mesh.Proxy, skip func(*mesh.EnvoyFilter) bool) patch.Result {
-	plain, problems := unpatched(snap, p)
+// Again is To with a memory of the time before, as translate.Again, and without the patches of those EnvoyFilters that skip
+// leaves out.
+func Again(m *memo.Memo, snap *mesh.Snapshot, p *mesh.Proxy, skip func(*mesh.EnvoyFilter) bool) patch.Result {
+	plain, problems := unpatched(m, snap, p)
 	r := patch.Apply(snap, p, plain, skip)
 	r.Problems = append(problems, r.Problems...)
 	return r
 }
 
-func unpatched(snap *mesh.Snapshot, p *mesh.Proxy) (translate.Resources, []mesh.Problem) {
-	r, problems := translate.Translate(snap, p)
+func unpatched(m *memo.Memo, snap *mesh.Snapshot, p *mesh.Proxy) (translate.Resources, []mesh.Problem) {
+	r, problems := translate.Again(m, snap, p)
 	if p.Type != mesh.Router {
 		return r, problems
 	}

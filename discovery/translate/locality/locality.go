@@ -76,6 +76,19 @@ func For(everywhere, rule *networking.LocalityLoadBalancerSetting, detects bool,
 	return r
 }
 
+// ByLabel reports whether some setting ranks endpoints by labels, so that the client's labels matter.
+func ByLabel(everywhere *networking.LocalityLoadBalancerSetting, rules []*mesh.DestinationRule) bool {
+	by := func(lb *networking.LoadBalancerSettings) bool {
+		return len(lb.GetLocalityLbSetting().GetFailoverPriority()) > 0
+	}
+	prefers := func(p *networking.TrafficPolicy) bool {
+		return by(p.GetLoadBalancer()) || slices.ContainsFunc(p.GetPortLevelSettings(), func(x *networking.TrafficPolicy_PortTrafficPolicy) bool { return by(x.GetLoadBalancer()) })
+	}
+	return len(everywhere.GetFailoverPriority()) > 0 || slices.ContainsFunc(rules, func(d *mesh.DestinationRule) bool {
+		return prefers(d.Spec.GetTrafficPolicy()) || slices.ContainsFunc(d.Spec.GetSubsets(), func(x *networking.Subset) bool { return prefers(x.GetTrafficPolicy()) })
+	})
+}
+
 // Distributes reports whether the shares of localities are fixed.
 func (r *Ranking) Distributes() bool { return r != nil && r.shares != nil }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 // PeerName names the internal listener that stands for a peer, and the cluster of its gateways.
@@ -112,4 +113,31 @@ func cluster(name string, addresses []*corev3.Address) *clusterv3.Cluster {
 // Endpoint is a host at the address.
 func Endpoint(a *corev3.Address) *endpointv3.LbEndpoint {
 	return &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}}}
+}
+
+// Gateways returns, for each peer that is reached through gateways and runs an endpoint of some service, and for
+// the networks, the internal listener that stands for it and the cluster of its gateways.
+func Gateways(snap *mesh.Snapshot, from mesh.NetworkID, services []*mesh.Service, networks map[mesh.NetworkID]bool) (clusters []*clusterv3.Cluster, listeners []*listenerv3.Listener) {
+	used := map[mesh.ClusterID]bool{}
+	for _, s := range services {
+		for _, e := range s.Endpoints {
+			if !used[e.Cluster] {
+				p := topologies.Reach(snap, from, e)
+				used[e.Cluster] = !p.Direct && p.Network == nil && p.Reachable()
+			}
+		}
+	}
+	for _, c := range snap.Clusters {
+		if used[c.ID] {
+			clusters = append(clusters, PeerCluster(c))
+			listeners = append(listeners, Listener(PeerName(c.ID)))
+		}
+	}
+	for _, n := range snap.Networks {
+		if networks[n.ID] {
+			clusters = append(clusters, NetworkCluster(n))
+			listeners = append(listeners, Listener(NetworkName(n.ID)))
+		}
+	}
+	return clusters, listeners
 }

@@ -16,9 +16,15 @@ type Rule struct {
 	Subsets []*networking.Subset // sorted by name
 }
 
-// RuleFor merges the DestinationRules of the service: those of the proxy's own namespace, else of the service's, else
-// of the root namespace; of the exact host, else of the longest wildcard.
-func (s *Scope) RuleFor(svc *mesh.Service) Rule {
+// RuleFor merges the DestinationRules of the service.
+func (s *Scope) RuleFor(svc *mesh.Service) Rule { return mergeRules(s.RulesFor(svc)) }
+
+// RulesFor returns the DestinationRules that are for the service: those of the proxy's own namespace, else of the
+// service's, else of the root namespace; of the exact host, else of the longest wildcard.
+func (s *Scope) RulesFor(svc *mesh.Service) []*mesh.DestinationRule {
+	if len(s.rules) == 0 {
+		return nil
+	}
 	hosts := []string{svc.Host}
 	for _, w := range s.wild {
 		if w != svc.Host && Covers(w, svc.Host) {
@@ -27,24 +33,30 @@ func (s *Scope) RuleFor(svc *mesh.Service) Rule {
 	}
 	for _, ns := range []string{s.proxy.Namespace, svc.Namespace, rootNamespace} {
 		for _, h := range hosts {
-			if out, ok := mergeRules(s.rules[h], ns); ok {
+			var out []*mesh.DestinationRule
+			for _, d := range s.rules[h] {
+				if d.Object.Namespace == ns {
+					out = append(out, d)
+				}
+			}
+			if len(out) > 0 {
 				return out
 			}
 		}
 	}
-	return Rule{}
+	return nil
 }
 
-// mergeRules joins the rules of one host in one namespace. Those with a workload selector are only here when they select
-// the proxy, and count before those without.
-func mergeRules(rules []*mesh.DestinationRule, namespace string) (out Rule, ok bool) {
+// mergeRules joins rules. Those with a workload selector are only here when they select the proxy, and count before those
+// without.
+func mergeRules(rules []*mesh.DestinationRule) (out Rule) {
 	for _, selected := range []bool{true, false} {
 		for _, d := range rules {
-			if d.Object.Namespace != namespace || selected != (len(d.Spec.GetWorkloadSelector().GetMatchLabels()) > 0) {
+			if selected != (len(d.Spec.GetWorkloadSelector().GetMatchLabels()) > 0) {
 				continue
 			}
-			if !ok {
-				out.Object, ok = d.Object, true
+			if out.Object == (mesh.ObjectRef{}) {
+				out.Object = d.Object
 			}
 			if out.Policy == nil {
 				out.Policy = d.Spec.GetTrafficPolicy()
@@ -57,7 +69,7 @@ func mergeRules(rules []*mesh.DestinationRule, namespace string) (out Rule, ok b
 		}
 	}
 	slices.SortFunc(out.Subsets, func(a, b *networking.Subset) int { return strings.Compare(a.GetName(), b.GetName()) })
-	return out, ok
+	return out
 }
 
 // Subset returns the subset of that name, or nil.

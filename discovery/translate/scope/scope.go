@@ -268,24 +268,32 @@ func boundToMesh(vs *networking.VirtualService) bool {
 func destinations(byHost map[string]*mesh.VirtualService) map[string]bool {
 	out := map[string]bool{}
 	for _, vs := range byHost {
-		for _, h := range vs.Spec.GetHttp() {
-			for _, d := range h.GetRoute() {
-				out[d.GetDestination().GetHost()] = true
-			}
-			out[h.GetMirror().GetHost()] = true
-			for _, m := range h.GetMirrors() {
-				out[m.GetDestination().GetHost()] = true
-			}
+		for _, h := range Destinations(vs) {
+			out[h] = true
 		}
-		for _, t := range vs.Spec.GetTls() {
-			for _, d := range t.GetRoute() {
-				out[d.GetDestination().GetHost()] = true
-			}
+	}
+	return out
+}
+
+// Destinations returns the hosts that a VirtualService leads to, in no order; one may be there several times, or be empty.
+func Destinations(vs *mesh.VirtualService) (out []string) {
+	for _, h := range vs.Spec.GetHttp() {
+		for _, d := range h.GetRoute() {
+			out = append(out, d.GetDestination().GetHost())
 		}
-		for _, t := range vs.Spec.GetTcp() {
-			for _, d := range t.GetRoute() {
-				out[d.GetDestination().GetHost()] = true
-			}
+		out = append(out, h.GetMirror().GetHost())
+		for _, m := range h.GetMirrors() {
+			out = append(out, m.GetDestination().GetHost())
+		}
+	}
+	for _, t := range vs.Spec.GetTls() {
+		for _, d := range t.GetRoute() {
+			out = append(out, d.GetDestination().GetHost())
+		}
+	}
+	for _, t := range vs.Spec.GetTcp() {
+		for _, d := range t.GetRoute() {
+			out = append(out, d.GetDestination().GetHost())
 		}
 	}
 	return out

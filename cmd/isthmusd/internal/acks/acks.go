@@ -16,7 +16,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
-	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
 )
@@ -72,7 +72,7 @@ func Sum(bundle []byte) []byte {
 
 // version is that of the roots as proxies get them.
 func version(snap *mesh.Snapshot) string {
-	if s := translate.TrustBundle(snap); s != nil {
+	if s := socket.TrustBundle(snap); s != nil {
 		if r := xds.NewResource(s.GetName(), s); r != nil {
 			return r.Version
 		}

@@ -61,7 +61,7 @@ func TestOneVirtualServiceIsThreeResourcesAtMost(t *testing.T) {
 		return []*mesh.VirtualService{{Object: mesh.ObjectRef{Kind: "VirtualService", Namespace: "shop", Name: "rule"}, Spec: &networking.VirtualService{Hosts: []string{host}, Http: []*networking.HTTPRoute{
 			{DirectResponse: &networking.HTTPDirectResponse{Status: 200, Body: &networking.HTTPBody{Specifier: &networking.HTTPBody_String_{String_: body}}}}}}}}
 	}
-	snap := world(200, 2)
+	snap := world(2000, 2)
 	snap.VirtualServices = rule("one")
 	vs, n := views(snap)
 	var feeds []xds.Feed
@@ -70,10 +70,14 @@ func TestOneVirtualServiceIsThreeResourcesAtMost(t *testing.T) {
 		f := open(t, vs, fmt.Sprint("client-", i))
 		feeds, before = append(feeds, f), append(before, held(f))
 	}
+	vs.parts.Counts()
 	next := *snap
 	next.Revision++
 	next.VirtualServices = rule("two")
 	renew(vs, n, &next)
+	if made, used := vs.parts.Counts(); made > 3 || used < 2000 {
+		t.Errorf("%d parts were translated anew, %d are as they were", made, used)
+	}
 	for i, f := range feeds {
 		if got := differing(before[i], held(f)); len(got) == 0 || len(got) > 3 {
 			t.Errorf("client %d: %d resources are others: %v", i, len(got), got[:min(5, len(got))])
@@ -84,6 +88,20 @@ func TestOneVirtualServiceIsThreeResourcesAtMost(t *testing.T) {
 	}
 	if len(vs.scopes) != 1 {
 		t.Errorf("equal proxies were translated for %d times", len(vs.scopes))
+	}
+}
+
+// A kind of sidecars that comes later, with other labels, costs hardly a translation.
+func TestAnotherScopeSharesTranslations(t *testing.T) {
+	vs, _ := views(world(2000, 2))
+	first := held(open(t, vs, "client-a"))
+	vs.parts.Counts()
+	second := held(openAs(t, vs, "client-b", "another"))
+	if made, used := vs.parts.Counts(); made > 3 || used < 2000 || len(vs.scopes) != 2 {
+		t.Errorf("%d parts were translated anew for a second scope of %d, %d are shared", made, len(vs.scopes), used)
+	}
+	if got := differing(first, second); len(got) > 0 {
+		t.Errorf("%d resources are not shared: %v", len(got), got[:min(5, len(got))])
 	}
 }
 

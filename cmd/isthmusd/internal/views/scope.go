@@ -41,7 +41,7 @@ func (vs *Views) refresh(old *scope, p *mesh.Proxy, c change) *scope {
 			return s
 		}
 	}
-	set, touched, problems, err := resources(c.to, p, vs.trialOf(p).skip)
+	set, touched, problems, err := vs.resources(c.to, p, vs.trialOf(p).skip)
 	if err != nil {
 		// One scope that cannot be encoded keeps what it has; the others go on.
 		vs.log.Error("translation not served", "part", "views", "revision", c.to.Revision, "err", err)
@@ -50,7 +50,6 @@ func (vs *Views) refresh(old *scope, p *mesh.Proxy, c change) *scope {
 		}
 		return &scope{id: old.id, set: old.set, problems: old.problems, touched: old.touched}
 	}
-	vs.encoded.share(set)
 	maps.Copy(set, vs.namesFor(p, c.to))
 	s := &scope{of: c.to, set: set, problems: problems, touched: touched}
 	if old == nil {
@@ -79,7 +78,7 @@ func (vs *Views) endpoints(old *scope, p *mesh.Proxy, c change) *scope {
 				return nil
 			}
 			if have := named.Get(r.Name); have == nil || have.Version != r.Version {
-				changed = append(changed, vs.encoded.one(xds.EndpointType, r))
+				changed = append(changed, vs.encoded.one(r))
 			}
 		}
 		if len(changed) > 0 {
@@ -111,12 +110,11 @@ func (vs *Views) overlayOf(v *view, c change) *overlay {
 		return v.own
 	}
 	r := patch.Apply(c.to, v.proxy, translate.Own(c.to, v.proxy, services), vs.trialOf(v.proxy).skip)
-	set, err := encode(r.Resources)
+	set, err := vs.encode(r.Resources)
 	if err != nil {
 		vs.log.Error("translation not served", "part", "views", "node", v.proxy.ID, "revision", c.to.Revision, "err", err)
 		return v.own
 	}
-	vs.encoded.share(set)
 	o := &overlay{services: services, set: set, touched: touchedBy(r)}
 	if v.own != nil {
 		if o.set = set.Sharing(v.own.set); sameMaps(o.set, v.own.set) {
@@ -200,26 +198,13 @@ type resourceID struct{ typ, name, version string }
 // pool makes equal resources of several scopes one.
 type pool map[resourceID]*xds.Resource
 
-func (p pool) one(typ string, r *xds.Resource) *xds.Resource {
-	id := resourceID{typ, r.Name, r.Version}
+func (p pool) one(r *xds.Resource) *xds.Resource {
+	id := resourceID{r.Body.GetTypeUrl(), r.Name, r.Version}
 	if same := p[id]; same != nil {
 		return same
 	}
 	p[id] = r
 	return r
-}
-
-// share replaces the resources of a set that nobody else has yet.
-func (p pool) share(set xds.Set) {
-	for typ, named := range set {
-		set[typ] = xds.NewNamed(func(yield func(*xds.Resource) bool) {
-			for r := range named.All() {
-				if !yield(p.one(typ, r)) {
-					return
-				}
-			}
-		})
-	}
 }
 
 // sweep forgets what no scope serves, when that may be half of all there is.
@@ -243,35 +228,79 @@ func (p pool) sweep(scopes map[string]*scope) {
 	}
 }
 
-// resources translates for one proxy; nil is a DNS server.
-func resources(snap *mesh.Snapshot, p *mesh.Proxy, skip func(*mesh.EnvoyFilter) bool) (xds.Set, touched, []mesh.Problem, error) {
+// resources translates for one proxy; nil is a DNS server. Where EnvoyFilters may change what comes out nothing is remembered.
+func (vs *Views) resources(snap *mesh.Snapshot, p *mesh.Proxy, skip func(*mesh.EnvoyFilter) bool) (xds.Set, touched, []mesh.Problem, error) {
 	if p == nil {
 		return xds.Set{}, nil, nil, nil
 	}
-	r := served.Without(snap, p, skip)
-	set, err := encode(r.Resources)
+	m := &vs.parts
+	if len(patch.For(snap, p)) > 0 {
+		m = nil
+	}
+	r := served.Again(m, snap, p, skip)
+	set, err := vs.encode(r.Resources)
 	return set, touchedBy(r), r.Problems, err
 }
 
-func encode(r translate.Resources) (xds.Set, error) {
-	var msgs []proto.Message
+// pack encodes what the memo of translations keeps.
+func (vs *Views) pack(m proto.Message) any {
+	r, err := xds.EncodeOne(m)
+	if err != nil {
+		return err
+	}
+	return vs.encoded.one(r)
+}
+
+func (vs *Views) encode(r translate.Resources) (xds.Set, error) {
+	list, taken := make([]*xds.Resource, 0, len(r.Packed)), map[resourceKey]bool{}
+	add := func(x *xds.Resource) {
+		if k := (resourceKey{x.Body.GetTypeUrl(), x.Name}); !taken[k] {
+			taken[k] = true
+			list = append(list, x)
+		}
+	}
+	for _, x := range r.Packed {
+		if err, failed := x.(error); failed {
+			return nil, err
+		}
+		add(x.(*xds.Resource))
+	}
+	own, err := xds.Encode(messages(r)...)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		for typ, named := range own {
+			own[typ] = named.Map(vs.encoded.one)
+		}
+		return own, nil
+	}
+	for _, named := range own {
+		for x := range named.All() {
+			add(vs.encoded.one(x))
+		}
+	}
+	return xds.SetOf(list...)
+}
+
+func messages(r translate.Resources) (out []proto.Message) {
 	for _, x := range r.Clusters {
-		msgs = append(msgs, x)
+		out = append(out, x)
 	}
 	for _, x := range r.Endpoints {
-		msgs = append(msgs, x)
+		out = append(out, x)
 	}
 	for _, x := range r.Listeners {
-		msgs = append(msgs, x)
+		out = append(out, x)
 	}
 	for _, x := range r.Routes {
-		msgs = append(msgs, x)
+		out = append(out, x)
 	}
 	for _, x := range r.Secrets {
-		msgs = append(msgs, x)
+		out = append(out, x)
 	}
 	for _, x := range r.Extensions {
-		msgs = append(msgs, x)
+		out = append(out, x)
 	}
-	return xds.Encode(msgs...)
+	return out
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/memo"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/nodeid"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/patch"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
@@ -37,6 +38,7 @@ type Views struct {
 	names   map[mesh.ClusterID]xds.Set // its DNS hosts, by the cluster of those who ask
 	owned   owners
 	encoded pool
+	parts   memo.Memo         // of translations, for all scopes
 	made    uint64            // sets made, to name them
 	trials  map[string]*trial // by scope; those that some Envoy refused something of
 
@@ -93,7 +95,7 @@ func (v *view) place(snap *mesh.Snapshot) {
 
 // New makes an empty set of views.
 func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) *Views {
-	return &Views{
+	vs := &Views{
 		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{}, names: map[mesh.ClusterID]xds.Set{},
 		trials: map[string]*trial{}, verdicts: verdicts{arrived: make(chan struct{}, 1)},
 		duration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
@@ -101,6 +103,8 @@ func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) 
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 		}, []string{"path"}),
 	}
+	vs.parts.Pack = vs.pack
+	return vs
 }
 
 // Run retranslates for each snapshot until ctx ends.
@@ -205,6 +209,7 @@ func (vs *Views) renew(snap *mesh.Snapshot) {
 	}
 	maps.DeleteFunc(vs.trials, func(key string, _ *trial) bool { return vs.scopes[key] == nil })
 	vs.encoded.sweep(vs.scopes)
+	vs.parts.Sweep()
 }
 
 // scopeOf returns the scope of a proxy that came between two snapshots.

@@ -6,9 +6,14 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	networking "istio.io/api/networking/v1"
 	"pgregory.net/rapid"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -66,6 +71,22 @@ func open(t testing.TB, vs *Views, name string) xds.Feed {
 	return f
 }
 
+// openAs opens a sidecar whose label app is another.
+func openAs(t testing.TB, vs *Views, name, app string) xds.Feed {
+	t.Helper()
+	n := node(name)
+	meta, err := structpb.NewStruct(map[string]any{"LABELS": map[string]any{"app": app}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Metadata = meta
+	f, _, err := vs.Feed(n, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 func versions(f xds.Feed) map[string]string {
 	out := map[string]string{}
 	set, _ := f.Latest()
@@ -110,6 +131,22 @@ func TestHistoryDoesNotShow(t *testing.T) {
 					e.Workload = "client"
 				}
 			})
+			if rapid.IntRange(0, 2).Draw(t, "rules") == 0 {
+				next := *snap // of the same revision: the views see both changes at once
+				host := mesh.LocalHost(fmt.Sprintf("svc-%05d", rapid.IntRange(0, 3).Draw(t, "host")), "shop")
+				switch rapid.IntRange(0, 4).Draw(t, "rule") {
+				case 0, 1:
+					next.VirtualServices = []*mesh.VirtualService{{Object: mesh.ObjectRef{Kind: "VirtualService", Namespace: "shop", Name: "rule"}, Spec: &networking.VirtualService{Hosts: []string{host}, Http: []*networking.HTTPRoute{
+						{Route: []*networking.HTTPRouteDestination{{Destination: &networking.Destination{Host: mesh.LocalHost("svc-00002", "shop"), Subset: rapid.SampledFrom([]string{"", "v1"}).Draw(t, "subset")}}}}}}}}
+				case 2:
+					next.DestinationRules = []*mesh.DestinationRule{{Object: mesh.ObjectRef{Kind: "DestinationRule", Namespace: "shop", Name: "rule"}, Spec: &networking.DestinationRule{Host: host, Subsets: []*networking.Subset{{Name: "v1"}}}}}
+				case 3:
+					next.VirtualServices, next.DestinationRules = nil, nil
+				case 4:
+					next.MeshConfig = &mesh.MeshConfig{Spec: &meshconfig.MeshConfig{ConnectTimeout: durationpb.New(time.Duration(rapid.IntRange(1, 3).Draw(t, "seconds")) * time.Second)}}
+				}
+				snap = &next
+			}
 			n.snap = snap
 			vs.mu.Lock()
 			vs.renew(snap)
@@ -191,6 +228,29 @@ func BenchmarkOneEndpoint(b *testing.B) {
 				vs.mu.Lock()
 				vs.renew(n.snap)
 				vs.mu.Unlock()
+			}
+		})
+	}
+}
+
+// BenchmarkOneVirtualService changes a rule of one service for 100 sidecars of two kinds.
+func BenchmarkOneVirtualService(b *testing.B) {
+	for _, services := range []int{1000, 10000} {
+		b.Run(fmt.Sprintf("%d services", services), func(b *testing.B) {
+			snap := world(services, 2)
+			vs, n := views(snap)
+			for i := range 50 {
+				open(b, vs, fmt.Sprintf("client-%d", i))
+				openAs(b, vs, fmt.Sprintf("other-%d", i), "other")
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				next := *n.snap
+				next.Revision++
+				next.Delta = nil
+				next.VirtualServices = []*mesh.VirtualService{{Object: mesh.ObjectRef{Kind: "VirtualService", Namespace: "shop", Name: "rule"}, Spec: &networking.VirtualService{
+					Hosts: []string{mesh.LocalHost("svc-00007", "shop")}, Http: []*networking.HTTPRoute{{DirectResponse: &networking.HTTPDirectResponse{Status: uint32(200 + i%100)}}}}}}
+				renew(vs, n, &next)
 			}
 		})
 	}
