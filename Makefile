@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-kube bench-xds lint vuln fuzz simulate clean proto
+.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-dns bench-kube bench-xds lint vuln fuzz simulate clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -76,6 +76,10 @@ bench: tools envoy build ## times of changes and memory on the demo's world, and
 bench-xds: build ## isthmusd under 1 to 1,000 xDS clients, with go-control-plane's LinearCache as the floor; results in bench/results
 	@mkdir -p bench/results
 	go run ./bench/xds | tee bench/results/xds.txt
+
+bench-dns: build ## the CoreDNS plugin against CoreDNS's hosts and file, with dnsperf; results in bench/results
+	@mkdir -p bench/results
+	go run ./bench/dns | tee bench/results/dns.txt
 
 bench-kube: envoy kube build ## from kubectl apply of one replica more to its first request from another cluster, on two clusters of the lab (root)
 	@mkdir -p bench/results

@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/dns/vip"
 	"github.com/isthmus-mesh/isthmus/internal/cidr"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -32,6 +33,9 @@ type Config struct {
 	PodRanges []string `yaml:"podRanges"`
 	// ServiceRanges are the addresses of the cluster's Services, ADDRESS/BITS; not known unless given.
 	ServiceRanges []string `yaml:"serviceRanges"`
+	// VirtualRanges are what virtual addresses are from, an IPv4 and an IPv6 prefix; 240.0.0.0/4 and fd69:7374:686d::/48
+	// unless given. All clusters of a mesh have the same.
+	VirtualRanges []string `yaml:"virtualRanges"`
 	// DataDir keeps keys, records and addresses over restarts.
 	DataDir string `yaml:"dataDir"`
 	// Listen is the one TLS port: xDS, certificates, joins, peers.
@@ -188,6 +192,9 @@ func (c Config) validate() error {
 	}
 	if _, wrong := cidr.Parse(c.ServiceRanges); wrong != "" {
 		return fmt.Errorf("serviceRanges: %q is not ADDRESS/BITS", wrong)
+	}
+	if _, err := vip.ParseRanges(c.VirtualRanges); err != nil {
+		return fmt.Errorf("virtualRanges: %w", err)
 	}
 	for i, n := range c.Names {
 		if n != "cluster" && n != "pod" {

@@ -33,6 +33,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
 	"github.com/isthmus-mesh/isthmus/discovery/store"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
+	"github.com/isthmus-mesh/isthmus/dns/vip"
 	"github.com/isthmus-mesh/isthmus/federation/gossip"
 	"github.com/isthmus-mesh/isthmus/federation/ledger"
 	"github.com/isthmus-mesh/isthmus/federation/peering"
@@ -115,6 +116,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	}
 
 	sc := store.DefaultConfig(d.local)
+	sc.Ranges, _ = vip.ParseRanges(cfg.VirtualRanges) // validate has checked them
 	sc.ClusterNames, sc.PodNames = slices.Contains(cfg.Names, "cluster"), slices.Contains(cfg.Names, "pod")
 	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), d.kept.memory, refs.Check
 	sc.Derive = gatewayapi.Derive

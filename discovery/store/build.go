@@ -6,8 +6,10 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/dns/vip"
 )
 
 func compareKeys(a, b inputKey) int {
@@ -29,6 +31,7 @@ type builder struct {
 	joined    map[*mesh.ServiceDecl]*joined // endpoints of each declaration
 	merged    map[string]*merged            // ".global" services by host
 	assigned  *assignment                   // the last one
+	gone      map[string]time.Time          // since when hosts of held want nothing
 	delegated map[*mesh.VirtualService]*delegation
 	derived   *mesh.Derived
 
@@ -55,7 +58,7 @@ type draft struct {
 	exports []*mesh.Export
 	byHost  map[string]*mesh.Service
 	decl    map[string]*mesh.ServiceDecl // by host; of several clusters the first
-	claims  map[string][]netip.Addr      // by ".global" host
+	claims  map[string][]vip.Claim       // by ".global" host
 	shared  map[string][]part            // hosts that other clusters declare
 	routes  []*mesh.VirtualService       // as declared, before delegates
 	// podRanges of the local cluster
@@ -74,7 +77,7 @@ type sliceKey struct {
 func (b *builder) build(inputs []mesh.Input, missing []string) *mesh.Snapshot {
 	d := &draft{
 		Snapshot: &mesh.Snapshot{Revision: b.prev.Revision + 1, Local: b.cfg.Local},
-		slices:   map[sliceKey][]*mesh.EndpointSlice{}, claims: map[string][]netip.Addr{},
+		slices:   map[sliceKey][]*mesh.EndpointSlice{}, claims: map[string][]vip.Claim{},
 		byHost: make(map[string]*mesh.Service, len(b.prev.Services)), decl: make(map[string]*mesh.ServiceDecl, len(b.prev.Services)),
 	}
 	for _, name := range missing {

@@ -56,7 +56,9 @@ func (b *builder) global(d *draft) {
 		if m := of(i.Name, i.Namespace); m != nil {
 			m.imports = append(m.imports, i)
 			host := mesh.GlobalHost(i.Name, i.Namespace)
-			d.claims[host] = append(d.claims[host], i.VIPs...)
+			for _, a := range i.VIPs {
+				d.claims[host] = append(d.claims[host], vip.Claim{Addr: a, Since: exportedSince(i.Facts)})
+			}
 		}
 	}
 	for host, m := range next {
@@ -112,30 +114,36 @@ func (m *merged) merge(host string) {
 
 // assignment is who wanted an address, and what came of it.
 type assignment struct {
-	wants    []want
+	wants    []vip.Want
 	vips     [][]netip.Addr
 	problems []mesh.Problem
 }
 
-type want struct {
-	host   string
-	shared bool
-	given  []netip.Addr // by the user
-	needs  bool
-	claims []netip.Addr
+// exportedSince returns when an export was made, in seconds since 1970; 0: unknown.
+func exportedSince(f *mesh.Facts) int64 {
+	if f == nil || f.Created.IsZero() {
+		return 0
+	}
+	return f.Created.Unix()
 }
 
-func (w want) equal(o want) bool {
-	return w.host == o.host && w.shared == o.shared && w.needs == o.needs && slices.Equal(w.given, o.given) && slices.Equal(w.claims, o.claims)
+// wantOf returns what one service wants.
+func (b *builder) wantOf(d *draft, s *mesh.Service) vip.Want {
+	w := vip.Want{Name: s.Host, Shared: s.Global, Given: s.VIPs, Claims: d.claims[s.Host],
+		Needs: !s.Headless && s.Resolution != mesh.None && len(s.Ranges) == 0 && !strings.HasPrefix(s.Host, "*")}
+	if m := b.merged[s.Host]; m != nil && m.local != nil {
+		w.Exported, w.Since = true, exportedSince(m.local.Facts)
+	}
+	return w
 }
 
 // addresses gives every host without an address of its own a virtual one and keeps it.
 func (b *builder) addresses(d *draft) {
-	a := &assignment{wants: make([]want, len(d.Services))}
+	a := &assignment{wants: make([]vip.Want, len(d.Services))}
 	for i, s := range d.Services {
-		a.wants[i] = want{host: s.Host, shared: s.Global, given: s.VIPs, needs: !s.Headless && s.Resolution != mesh.None && len(s.Ranges) == 0 && !strings.HasPrefix(s.Host, "*"), claims: d.claims[s.Host]}
+		a.wants[i] = b.wantOf(d, s)
 	}
-	if b.assigned != nil && slices.EqualFunc(a.wants, b.assigned.wants, want.equal) {
+	if b.assigned != nil && slices.EqualFunc(a.wants, b.assigned.wants, vip.Want.Equal) {
 		a = b.assigned
 	} else {
 		b.assign(d, a)
@@ -151,46 +159,19 @@ func (b *builder) addresses(d *draft) {
 
 func (b *builder) assign(d *draft, a *assignment) {
 	problem := func(p mesh.Problem) { a.problems = append(a.problems, p) }
-	inUse := map[netip.Addr]string{}
-	for _, w := range a.wants {
-		if len(w.given) == 0 {
-			for _, addr := range slices.Concat(w.claims, b.held[w.host]) {
-				inUse[addr] = w.host
-			}
-		}
+	settled := vip.Settle(a.wants, vip.Table{Held: b.held, Gone: b.gone}, b.cfg.Ranges, b.cfg.Now())
+	a.vips, b.gone = settled.Addresses, settled.Table.Gone
+	for _, x := range settled.InUse {
+		problem(mesh.Problem{Object: d.Services[x.Want].Object, Field: "spec.addresses", Reason: "AddressInUse", Message: x.Addr.String() + " is the virtual address of " + x.Holder, Remedy: "leave addresses out, or choose one outside of " + b.cfg.Ranges.V4.String()})
 	}
-	reserved := map[netip.Addr]string{}
-	var hosts []vip.Host
-	for i, w := range a.wants {
-		given := slices.DeleteFunc(slices.Clone(w.given), func(addr netip.Addr) bool {
-			holder, used := inUse[addr]
-			if used {
-				problem(mesh.Problem{Object: d.Services[i].Object, Field: "spec.addresses", Reason: "AddressInUse", Message: addr.String() + " is the virtual address of " + holder, Remedy: "leave addresses out, or choose one outside of " + b.cfg.Ranges.V4.String()})
-			}
-			return used
-		})
-		a.vips = append(a.vips, given)
-		for _, addr := range given {
-			reserved[addr] = w.host
-		}
-		if len(given) == 0 && w.needs {
-			hosts = append(hosts, vip.Host{Name: w.host, Shared: w.shared, Claims: w.claims, Held: b.held[w.host]})
-		}
-	}
-	assigned, conflicts := vip.Assign(hosts, reserved, b.cfg.Ranges)
-	for _, c := range conflicts {
+	for _, c := range settled.Conflicts {
 		problem(mesh.Problem{Object: mesh.ObjectRef{Kind: "Host", Name: c.Host}, Reason: "AddressConflict", Message: c.String(), Remedy: "it is given another address; connections to the old one are not moved"})
 	}
-	for i, w := range a.wants {
-		if v, ok := assigned[w.host]; ok {
-			a.vips[i] = v
-		}
-	}
-	if maps.EqualFunc(b.held, assigned, slices.Equal[[]netip.Addr]) {
+	if maps.EqualFunc(b.held, settled.Table.Held, slices.Equal[[]netip.Addr]) {
 		return
 	}
-	b.held = assigned
-	if err := b.cfg.Memory.Save(assigned); err != nil {
+	b.held = settled.Table.Held
+	if err := b.cfg.Memory.Save(b.held); err != nil {
 		problem(mesh.Problem{Object: mesh.ObjectRef{Kind: "Store", Name: "virtual-addresses"}, Reason: "NotKept", Message: err.Error(), Remedy: "make the data directory writable"})
 	}
 }

@@ -40,6 +40,8 @@ type Config struct {
 	Ranges vip.Ranges
 	// Memory keeps virtual addresses over restarts.
 	Memory Memory
+	// Now tells the time, for how long addresses of hosts that are gone rest.
+	Now func() time.Time
 	// ClusterNames and PodNames give every exported service names for single clusters and pods. Without them headless
 	// services have them, and those whose exports ask. Each name costs an address, and each pod that comes or goes
 	// then a translation for every proxy.
@@ -53,7 +55,7 @@ type Config struct {
 
 // DefaultConfig returns a Config for the local cluster with the product's defaults.
 func DefaultConfig(local *mesh.Cluster) Config {
-	return Config{Local: local, AwaitAtMost: 10 * time.Second, Quiet: 10 * time.Millisecond, Ranges: vip.DefaultRanges(), Memory: NoMemory{}}
+	return Config{Local: local, AwaitAtMost: 10 * time.Second, Quiet: 10 * time.Millisecond, Ranges: vip.DefaultRanges(), Memory: NoMemory{}, Now: time.Now}
 }
 
 // Store is the mutable middle between sources and readers.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/dns/vip"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -44,6 +45,11 @@ func reviews(cluster mesh.ClusterID, vips ...string) *mesh.Import {
 		i.VIPs = append(i.VIPs, netip.MustParseAddr(v))
 	}
 	return i
+}
+
+// claimed is an address that reviews.shop.global may have, but not the one that it gets alone.
+func claimed(i int) string {
+	return vip.Follow("reviews.shop.global", true, 3, vip.DefaultRanges())[i].String()
 }
 
 func build(t *testing.T, in ...mesh.Input) *mesh.Snapshot {
@@ -86,8 +92,8 @@ func TestGlobalMergesExportersAndNotSecrets(t *testing.T) {
 }
 
 func TestClaimedAddressIsUsedEverywhere(t *testing.T) {
-	g := build(t, mesh.Input{Imports: []*mesh.Import{reviews("birch", "241.1.2.3", "fd69:7374:686d::7")}}).Service("reviews.shop.global")
-	if g.VIPs[0].String() != "241.1.2.3" || g.VIPs[1].String() != "fd69:7374:686d::7" {
+	g := build(t, mesh.Input{Imports: []*mesh.Import{reviews("birch", claimed(0), claimed(1))}}).Service("reviews.shop.global")
+	if g.VIPs[0].String() != claimed(0) || g.VIPs[1].String() != claimed(1) {
 		t.Errorf("virtual addresses: %v", g.VIPs)
 	}
 }
@@ -134,25 +140,25 @@ func TestUnchangedValuesAreShared(t *testing.T) {
 func TestAddressesOutliveARestart(t *testing.T) {
 	cfg := DefaultConfig(local())
 	cfg.Memory = FileMemory(filepath.Join(t.TempDir(), "addresses.json"))
-	in := []mesh.Input{{Imports: []*mesh.Import{reviews("birch", "241.1.2.3")}}}
+	in := []mesh.Input{{Imports: []*mesh.Import{reviews("birch", claimed(0))}}}
 	newBuilder(cfg).build(in, nil)
 	in[0].Imports[0] = reviews("birch")
-	if got := newBuilder(cfg).build(in, nil).Service("reviews.shop.global").VIPs[0].String(); got != "241.1.2.3" {
+	if got := newBuilder(cfg).build(in, nil).Service("reviews.shop.global").VIPs[0].String(); got != claimed(0) {
 		t.Errorf("after a restart: %s", got)
 	}
 }
 
 func TestAddressInUseIsNotTakenAway(t *testing.T) {
 	b := newBuilder(DefaultConfig(local()))
-	imports := mesh.Input{Imports: []*mesh.Import{reviews("birch", "241.1.2.3")}}
+	imports := mesh.Input{Imports: []*mesh.Import{reviews("birch", claimed(0))}}
 	b.build([]mesh.Input{imports}, nil)
 	thief := &mesh.ServiceDecl{Object: mesh.ObjectRef{Kind: "ServiceEntry", Namespace: "shop", Name: "thief"}, Hosts: []string{"thief.example"}, Ports: []mesh.Port{{Number: 80, Protocol: mesh.HTTP}},
-		Addresses: []netip.Addr{netip.MustParseAddr("241.1.2.3")}}
+		Addresses: []netip.Addr{netip.MustParseAddr(claimed(0))}}
 	snap := b.build([]mesh.Input{imports, {Services: []*mesh.ServiceDecl{thief}}}, nil)
-	if got := snap.Service("reviews.shop.global").VIPs[0].String(); got != "241.1.2.3" {
+	if got := snap.Service("reviews.shop.global").VIPs[0].String(); got != claimed(0) {
 		t.Errorf("reviews moved to %s", got)
 	}
-	if got := snap.Service("thief.example").VIPs; slices.Contains(got, netip.MustParseAddr("241.1.2.3")) || len(got) != 2 {
+	if got := snap.Service("thief.example").VIPs; slices.Contains(got, netip.MustParseAddr(claimed(0))) || len(got) != 2 {
 		t.Errorf("the thief has %v", got)
 	}
 	if len(snap.Problems) != 1 || snap.Problems[0].Reason != "AddressInUse" {

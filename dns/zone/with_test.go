@@ -114,7 +114,7 @@ func TestGrowth(t *testing.T) {
 
 // TestMemory: what a name with two addresses and two ports costs, all included.
 func TestMemory(t *testing.T) {
-	const n = 100_000
+	const n = 30_000
 	hosts := many(n)
 	used := func() uint64 {
 		runtime.GC()
