@@ -2,6 +2,7 @@
 package scripts
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,10 +31,13 @@ type Config struct {
 	Bin string
 	// Scheduler runs the real scheduler in the clusters.
 	Scheduler bool
+	// Parallel is how many stories run at a time. Default $LAB_PARALLEL, else two, or one where memory is short. It is
+	// never more than go test's -parallel.
+	Parallel int
 }
 
-// Run runs the stories of a folder, one after the other, each as a subtest. Where labs cannot be made, or programs were
-// not built, they are skipped; with REQUIRE_TOOLS set that is a failure. TestMain must call lab.Main.
+// Run runs the stories of a folder, each as a subtest with clusters of its own. Where labs cannot be made, or programs
+// were not built, they are skipped; with REQUIRE_TOOLS set that is a failure. TestMain must call lab.Main.
 func Run(t *testing.T, cfg Config) {
 	t.Helper()
 	if cfg.Bin == "" {
@@ -50,12 +56,13 @@ func Run(t *testing.T, cfg Config) {
 		}
 		t.Skip(reason)
 	}
+	turns := make(chan struct{}, parallel(cfg.Parallel))
 	p := testscript.Params{
-		Dir: cfg.Dir, Cmds: map[string]func(*testscript.TestScript, bool, []string){},
+		Files: stories(t, cfg.Dir), Cmds: map[string]func(*testscript.TestScript, bool, []string){},
 		RequireUniqueNames: true,
 		ContinueOnError:    os.Getenv("LAB_CONTINUE") != "",
 		Setup: func(env *testscript.Env) error {
-			s := &story{cfg: cfg, t: env.T().(serial).T, started: map[string]*lab.Proc{}, loads: map[string]*load{}}
+			s := &story{cfg: cfg, t: env.T().(subtest).T, started: map[string]*lab.Proc{}, loads: map[string]*load{}}
 			s.ctx, s.cancel = context.WithCancel(context.Background())
 			if deadline, ok := s.t.Deadline(); ok { // leave time to clean up
 				s.ctx, s.cancel = context.WithDeadline(context.Background(), deadline.Add(-30*time.Second))
@@ -84,7 +91,7 @@ func Run(t *testing.T, cfg Config) {
 	if deadline, ok := t.Deadline(); ok {
 		p.Deadline = deadline
 	}
-	testscript.RunT(serial{t}, p)
+	testscript.RunT(subtest{t, turns}, p)
 }
 
 // missing says what stories lack here; "" when nothing.
@@ -106,13 +113,69 @@ func repository() string {
 	return filepath.Join(filepath.Dir(here), "..", "..")
 }
 
-// serial runs subtests one after the other: each has the machine for itself.
-type serial struct{ *testing.T }
+// stories lists the stories of a folder, the longest text first: most often it takes the longest, and what is started
+// last should not.
+func stories(t *testing.T, dir string) []string {
+	files, err := filepath.Glob(filepath.Join(dir, "*.txtar"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories in %s: %v", dir, err)
+	}
+	size := func(name string) int64 {
+		st, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	slices.SortStableFunc(files, func(a, b string) int { return cmp.Compare(size(b), size(a)) })
+	return files
+}
 
-func (s serial) Parallel()     {}
-func (s serial) Verbose() bool { return testing.Verbose() }
-func (s serial) Run(name string, f func(testscript.T)) {
-	s.T.Run(name, func(t *testing.T) { f(serial{t}) })
+// needs is the memory of a story: three clusters with everything in them take less.
+const needs = 6 << 30
+
+// parallel says how many stories run at a time when want is asked for; 0 leaves it to the machine.
+func parallel(want int) int {
+	if want <= 0 {
+		want, _ = strconv.Atoi(os.Getenv("LAB_PARALLEL")) // what is no number says nothing
+	}
+	if want > 0 {
+		return want
+	}
+	return min(2, max(1, int(available()/needs)))
+}
+
+// available is the memory that programs may still take, in bytes; a lot where the system does not say.
+func available() uint64 {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 1 << 62
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 54)
+			if err == nil {
+				return kib << 10
+			}
+		}
+	}
+	return 1 << 62
+}
+
+// subtest lets as many stories run at a time as there are turns.
+type subtest struct {
+	*testing.T
+	turns chan struct{}
+}
+
+func (s subtest) Parallel() {
+	s.T.Parallel()
+	s.turns <- struct{}{}
+	s.T.Cleanup(func() { <-s.turns })
+}
+func (s subtest) Verbose() bool { return testing.Verbose() }
+func (s subtest) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(subtest{t, s.turns}) })
 }
 
 type key struct{}
