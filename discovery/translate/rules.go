@@ -17,7 +17,7 @@ type target struct {
 
 // resolve finds the cluster of a destination; port is the one the client asked for, used when the destination names none.
 func (v *view) resolve(d *networking.Destination, port uint32, object mesh.ObjectRef, field string) (target, bool) {
-	s := v.scope.Service(d.GetHost())
+	s := v.scope.Covering(d.GetHost())
 	if s == nil && v.snap.Service(d.GetHost()) != nil {
 		v.problems.add(object, field+".host", reasonNotVisible, d.GetHost()+" is not exported to namespace "+v.proxy.Namespace+", or the Sidecar leaves it out")
 		return target{}, false

@@ -235,9 +235,13 @@ func TestEnvoyTraffic(t *testing.T) {
 			}
 			return nil
 		})
-		if n := tally(20, "/", "eject.example.com", ""); n["good"] != 20 {
-			t.Errorf("after one failure: %v of 20", n)
-		}
+		// A worker hears of it a moment after the failure, and after two seconds the server is tried again.
+		eventually(t, "the bad server is set aside", func() error {
+			if n := tally(20, "/", "eject.example.com", ""); n["good"] != 20 {
+				return fmt.Errorf("%v of 20", n)
+			}
+			return nil
+		})
 		bad.status.Store(0)
 		eventually(t, "the server is back", func() error {
 			if n := tally(4, "/", "eject.example.com", ""); n["bad"] == 0 {

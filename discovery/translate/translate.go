@@ -17,6 +17,7 @@ import (
 	meshconfig "istio.io/api/mesh/v1alpha1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/memo"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/peerauth"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
@@ -174,6 +175,9 @@ var remedies = map[string]string{
 
 // sorted orders every list by resource name and drops later resources of a name already taken.
 func (r Resources) sorted() Resources {
+	for _, table := range r.Routes {
+		httprule.Room(table)
+	}
 	return Resources{
 		Clusters:  byName(r.Clusters, (*clusterv3.Cluster).GetName),
 		Endpoints: byName(r.Endpoints, (*endpointv3.ClusterLoadAssignment).GetClusterName),

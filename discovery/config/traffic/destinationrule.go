@@ -95,6 +95,14 @@ func (o *object) settings(at string, p policy) {
 	o.connectionPool(at+".connectionPool", p.GetConnectionPool())
 	o.outlierDetection(at+".outlierDetection", p.GetOutlierDetection())
 	t := p.GetTls()
+	if s := t.GetSni(); len(s) > 255 || strings.ContainsAny(s, " \t\r\n\x00*/") {
+		o.Invalid(at+".tls.sni", written.Show(s)+" is not a server name", "write a DNS name")
+	}
+	for i, n := range t.GetSubjectAltNames() {
+		if n == "" {
+			o.Reject(fmt.Sprintf("%s.tls.subjectAltNames[%d]", at, i), written.ReasonMissing, "the name is empty", "write a name, or remove it")
+		}
+	}
 	if t.GetMode() == networking.ClientTLSSettings_MUTUAL && t.GetCredentialName() == "" && (t.GetClientCertificate() == "" || t.GetPrivateKey() == "") {
 		o.Reject(at+".tls", written.ReasonMissing, "mode MUTUAL needs clientCertificate and privateKey", "name their files")
 	}

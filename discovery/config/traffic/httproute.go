@@ -4,6 +4,7 @@ package traffic
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,8 @@ func (o *object) checkDuration(at string, d *durationpb.Duration, least time.Dur
 	}
 	if err := d.CheckValid(); err != nil || d.AsDuration() < 0 {
 		o.Invalid(at, "the duration is negative or too long", "write 0s or more")
+	} else if d.AsDuration() > 0 && d.AsDuration() < time.Millisecond && least < time.Millisecond {
+		o.Invalid(at, d.AsDuration().String()+" is shorter than 1ms, which is Envoy's unit", "write 1ms or more, or 0s")
 	} else if d.AsDuration() < least {
 		o.Invalid(at, fmt.Sprintf("%s is shorter than %s", d.AsDuration(), least), "write "+least.String()+" or more")
 	}
@@ -40,6 +43,9 @@ func (o *object) redirect(at string, r *networking.HTTPRedirect) {
 	if r.Scheme != "" && r.Scheme != "http" && r.Scheme != "https" {
 		o.Invalid(at+".scheme", written.Show(r.Scheme)+" is not a scheme", "write http or https")
 	}
+	o.checkLine(at+".uri", r.Uri)
+	o.checkLine(at+".prefixRewrite", r.PrefixRewrite)
+	o.checkLine(at+".authority", r.Authority)
 	if p, ok := r.RedirectPort.(*networking.HTTPRedirect_Port); ok {
 		o.CheckPort(at+".port", int64(p.Port))
 	}
@@ -48,6 +54,35 @@ func (o *object) redirect(at string, r *networking.HTTPRedirect) {
 	}
 	if r.Uri == "" && r.PrefixRewrite == "" && r.Authority == "" && r.Scheme == "" && r.RedirectPort == nil {
 		o.Reject(at, written.ReasonMissing, "changes neither path, host, port nor scheme", "say where it leads")
+	}
+}
+
+// checkLine refuses what would end a line of HTTP.
+func (o *object) checkLine(at, text string) {
+	if strings.ContainsAny(text, "\r\n\x00") {
+		o.Invalid(at, "the value has a line break", "write one line")
+	}
+}
+
+// checkSubstitution refuses references to groups that the expression does not have, and a lone backslash.
+func (o *object) checkSubstitution(at, match, text string) {
+	re, err := regexp.Compile(match)
+	if err != nil {
+		return
+	}
+	for i := 0; i < len(text); i++ {
+		if text[i] != '\\' {
+			continue
+		}
+		i++
+		switch {
+		case i == len(text) || text[i] != '\\' && (text[i] < '0' || text[i] > '9'):
+			o.Invalid(at, "a backslash stands before no digit", `write \\1 for the first group, or two backslashes for one`)
+			return
+		case text[i] != '\\' && int(text[i]-'0') > re.NumSubexp():
+			o.Invalid(at, fmt.Sprintf(`\%c names a group that the expression does not have`, text[i]), "put the part to keep into parentheses")
+			return
+		}
 	}
 }
 
@@ -73,10 +108,14 @@ func (o *object) rewrite(at string, r *networking.HTTPRoute) {
 	}
 	if w.UriRegexRewrite != nil {
 		o.CheckRegex(at+".uriRegexRewrite.match", w.UriRegexRewrite.Match)
+		o.checkSubstitution(at+".uriRegexRewrite.rewrite", w.UriRegexRewrite.Match, w.UriRegexRewrite.Rewrite)
+		o.checkLine(at+".uriRegexRewrite.rewrite", w.UriRegexRewrite.Rewrite)
 		if w.Uri != "" {
 			o.Reject(at+".uri", written.ReasonConflict, "stands beside uriRegexRewrite", "keep one of the two")
 		}
 	}
+	o.checkLine(at+".uri", w.Uri)
+	o.checkLine(at+".authority", w.Authority)
 	if w.Uri == "" && w.Authority == "" && w.UriRegexRewrite == nil {
 		o.Reject(at, written.ReasonMissing, "changes neither path nor host", "add uri, uriRegexRewrite or authority")
 	}

@@ -107,6 +107,8 @@ func (o *Object) CheckHeaders(field string, h *networking.Headers) {
 				}
 				if strings.ContainsAny(list.m[k], "\r\n\x00") {
 					o.Invalid(to, "the value has a line break", "write one line")
+				} else {
+					o.CheckFormat(to, list.m[k])
 				}
 			}
 		}

@@ -2,8 +2,11 @@ package written
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -17,6 +20,8 @@ type Document struct {
 	Text  []byte
 	first int // line of the file at which text begins
 	Line  int // line of the file at which its content begins
+
+	trailing bool // a reader of YAML would take a part for the whole
 
 	root   *yamlv3.Node // parsed when a line is asked for
 	parsed bool
@@ -53,6 +58,43 @@ func Split(data []byte) []*Document {
 		pos = end
 	}
 	flush(len(data))
+	return slices.Concat(apply(out, (*Document).values)...)
+}
+
+// values cuts a document that is several JSON values in a row, as programs print them, into one for each: a reader of
+// YAML would take the first and drop the others in silence.
+func (d *Document) values() []*Document {
+	body := d.Text
+	if isMarker(body, "---") {
+		body = body[3:]
+	}
+	if t := bytes.TrimLeft(body, " \t\r\n"); len(t) == 0 || t[0] != '{' {
+		return []*Document{d}
+	}
+	var out []*Document
+	dec := json.NewDecoder(bytes.NewReader(body))
+	for at, line := int64(0), d.first; ; {
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			if err != io.EOF || len(out) < 2 {
+				d.trailing = err != io.EOF && len(out) > 0
+				return []*Document{d} // YAML in braces, or broken: said as such
+			}
+			return out
+		}
+		end := dec.InputOffset()
+		text := body[at:end]
+		skipped := bytes.Count(text[:len(text)-len(bytes.TrimLeft(text, " \t\r\n"))], []byte("\n"))
+		out = append(out, &Document{Text: text, first: line, Line: line + skipped})
+		at, line = end, line+bytes.Count(text, []byte("\n"))
+	}
+}
+
+func apply[T, U any](list []T, f func(T) U) []U {
+	out := make([]U, len(list))
+	for i, x := range list {
+		out[i] = f(x)
+	}
 	return out
 }
 
@@ -64,6 +106,9 @@ func isMarker(line []byte, marker string) bool {
 // JSON returns the document as JSON. If it does not parse, line is where.
 func (d *Document) JSON() (raw []byte, line int, err error) {
 	raw, err = yaml.YAMLToJSONStrict(d.Text)
+	if err == nil && d.trailing {
+		return nil, d.Line, errors.New("something that is not JSON follows a JSON value")
+	}
 	if err == nil {
 		return raw, d.Line, nil
 	}

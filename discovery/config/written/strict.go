@@ -142,6 +142,9 @@ func (o *Object) strict(path string, v any, md protoreflect.MessageDescriptor) a
 		return v
 	}
 	for _, key := range slices.Sorted(maps.Keys(fields)) {
+		if older(md, fields, key) {
+			continue
+		}
 		fd := md.Fields().ByJSONName(key)
 		if fd == nil {
 			fd = md.Fields().ByTextName(key)
@@ -160,6 +163,8 @@ func (o *Object) strict(path string, v any, md protoreflect.MessageDescriptor) a
 					entries[k] = o.strict(at+"["+k+"]", entries[k], em)
 				}
 			}
+		case fd.Enum() != nil:
+			o.checkEnum(at, fields[key], fd)
 		case fd.Message() == nil:
 		case fd.IsList():
 			items, _ := fields[key].([]any)
@@ -171,6 +176,31 @@ func (o *Object) strict(path string, v any, md protoreflect.MessageDescriptor) a
 		}
 	}
 	return fields
+}
+
+// checkEnum refuses numbers that stand for no value; names are checked when they are decoded.
+func (o *Object) checkEnum(path string, v any, fd protoreflect.FieldDescriptor) {
+	list, many := v.([]any)
+	if !many {
+		list = []any{v}
+	}
+	for i, x := range list {
+		n, ok := x.(json.Number)
+		if !ok {
+			continue
+		}
+		if number, err := n.Int64(); err == nil && fd.Enum().Values().ByNumber(protoreflect.EnumNumber(number)) != nil && int64(int32(number)) == number {
+			continue
+		}
+		if many {
+			path = fmt.Sprintf("%s[%d]", path, i)
+		}
+		var names []string
+		for j := range fd.Enum().Values().Len() {
+			names = append(names, string(fd.Enum().Values().Get(j).Name()))
+		}
+		o.Invalid(path, n.String()+" is not a value of "+string(fd.Enum().Name()), "write one of "+strings.Join(names, ", "))
+	}
 }
 
 func (o *Object) duration(path string, v any) any {

@@ -221,6 +221,24 @@ func (s *Scope) Service(host string) *mesh.Service {
 	return nil
 }
 
+// Covering returns the service with that host, or else that of the narrowest wildcard host above it, if the proxy sees
+// it, else nil.
+func (s *Scope) Covering(host string) *mesh.Service {
+	if s.snap.Service(host) != nil {
+		return s.Service(host)
+	}
+	for rest := host; ; {
+		_, parent, ok := strings.Cut(strings.TrimPrefix(rest, "*."), ".")
+		if !ok {
+			return nil
+		}
+		if svc := s.Service("*." + parent); svc != nil {
+			return svc
+		}
+		rest = parent
+	}
+}
+
 // SeesRoutes reports whether the VirtualService is exported to the proxy's namespace and its Sidecar names one of its hosts.
 func (s *Scope) SeesRoutes(vs *mesh.VirtualService) bool {
 	if !Visible(vs.Spec.GetExportTo(), s.snap.MeshConfig.GetSpec().GetDefaultVirtualServiceExportTo(), vs.Object.Namespace, s.proxy.Namespace) {
