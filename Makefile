@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-dns bench-kube bench-xds lint vuln fuzz simulate clean proto
+.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-dns bench-kube bench-xds lint vuln fuzz simulate attack clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,7 @@ demo: tools envoy ## run the main job; KEEP=1 leaves it running
 
 test: check unit e2e ## run everything
 	@$(MAKE) --no-print-directory simulate SEEDS=20000
+	@$(MAKE) --no-print-directory attack JOINS=200000
 	@echo "test: all passed"
 
 check: tools ## formatting and vet
@@ -95,6 +96,10 @@ vuln: tools ## known vulnerabilities in what is linked; needs a network that rea
 SEEDS ?= 1000000
 simulate: tools ## the federation's core over a faulty network, SEEDS times (a million), without the race detector; SEED=n tells the story of one
 	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) go test -count=1 -timeout 24h -v -run '^TestSimulation$$' ./federation/protocol
+
+JOINS ?= 10000000
+attack: tools ## JOINS mutated joins (ten million), and a thousand tokens that 64 race for, with the store killed in between
+	ATTACK_JOINS=$(JOINS) ATTACK_TOKENS=1000 go test -count=1 -timeout 24h -v -run '^Test(MutatedJoins|Race|RaceStoreKilled)$$' ./federation/token
 
 FUZZTIME ?= 10s
 fuzz: tools ## run each fuzz target for FUZZTIME

@@ -42,7 +42,8 @@ type IssuerConfig struct {
 	// twice by mistake. It must not block. May be nil.
 	OnReuse func(Grant, Redemption)
 	// Connections is how many joins are served at once: more lets more joiners in at the same time, each costs up to
-	// 100 KiB and a descriptor. Those above it are closed at once. 0: 256.
+	// 100 KiB and a descriptor. Above it, those that have not asked for anything yet make room, of the source that has
+	// most of them. 0: 256.
 	Connections int
 	// Timeout is for each step of a join; a longer one lets idle connections hold their place longer. 0: 10 s.
 	Timeout time.Duration
@@ -54,7 +55,7 @@ type IssuerConfig struct {
 // Issuer answers joins.
 type Issuer struct {
 	IssuerConfig
-	slots   chan struct{}
+	places  places
 	answers *prometheus.CounterVec
 
 	mu      sync.Mutex
@@ -93,7 +94,7 @@ func NewIssuer(c IssuerConfig) (*Issuer, error) {
 	}
 	return &Issuer{
 		IssuerConfig: c,
-		slots:        make(chan struct{}, c.Connections),
+		places:       places{limit: c.Connections},
 		answers: promauto.With(c.Reg).NewCounterVec(prometheus.CounterOpts{
 			Namespace: "isthmus", Subsystem: "token", Name: "joins_total",
 			Help: "Join connections by outcome: admitted, closed without an answer, or the reason of the refusal.",
@@ -108,22 +109,21 @@ func (i *Issuer) Serve(ctx context.Context, conn *tls.Conn) {
 	// Close would wait to send its alert to a peer that does not read; the deadline set below bounds it.
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(i.Timeout))
-	select {
-	case i.slots <- struct{}{}:
-		defer func() { <-i.slots }()
-	default:
+	mine := i.places.take(conn.NetConn())
+	if mine == nil {
 		i.count("TooBusy")
 		return
 	}
+	defer i.places.leave(mine)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := i.serve(ctx, conn); err != nil {
+	if err := i.serve(ctx, conn, mine); err != nil {
 		i.count("Closed")
 		i.Log.Debug("join connection failed", "from", conn.RemoteAddr().String(), "err", err)
 	}
 }
 
-func (i *Issuer) serve(ctx context.Context, conn *tls.Conn) error {
+func (i *Issuer) serve(ctx context.Context, conn *tls.Conn, mine *place) error {
 	hctx, cancel := context.WithTimeout(ctx, i.Timeout)
 	defer cancel()
 	if err := conn.HandshakeContext(hctx); err != nil {
@@ -140,6 +140,8 @@ func (i *Issuer) serve(ctx context.Context, conn *tls.Conn) error {
 		err = refuse(ReasonTooLarge, "the join request is larger than %d bytes", MaxRequest)
 	case err != nil:
 		return fmt.Errorf("read the request: %w", err)
+	case !i.places.asks(mine):
+		return errors.New("made room for another join")
 	default:
 		actx, done := context.WithTimeout(ctx, i.Timeout)
 		defer done()

@@ -11,7 +11,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -265,7 +267,10 @@ func TestManInTheMiddle(t *testing.T) {
 	w := newWorld(t)
 	other := newAuthority(t)
 	genuine := w.ca.leaf(t, nil, issuerID)
+	self := ecKey(t)
+	selfSigned := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{{Scheme: "spiffe", Host: "amber.mesh", Path: "/isthmus/join"}}}
 	cases := map[string]tls.Certificate{
+		"self-signed":          {Certificate: [][]byte{sign(t, selfSigned, selfSigned, &self.PublicKey, self).Raw}, PrivateKey: self},
 		"public CA":            other.leaf(t, nil),
 		"right name, other CA": other.leaf(t, nil, issuerID),
 		"another identity":     w.ca.leaf(t, nil, "spiffe://amber.mesh/ns/default/sa/reviews"),
@@ -466,14 +471,15 @@ func TestIssuerLimits(t *testing.T) {
 
 func TestConnectionLimit(t *testing.T) {
 	w := newWorld(t)
-	for range cap(w.issuer.slots) {
-		w.issuer.slots <- struct{}{}
-	}
+	busy := &place{source: "192.0.2.9", asked: true}
+	w.issuer.places.mu.Lock()
+	w.issuer.places.limit, w.issuer.places.order = 1, []*place{busy}
+	w.issuer.places.mu.Unlock()
 	token, _ := w.issue(nil)
 	if _, err := w.redeem(token, clusterJoin(t, "birch")); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("got %v", err)
 	}
-	<-w.issuer.slots
+	w.issuer.places.leave(busy)
 	if _, err := w.redeem(token, clusterJoin(t, "birch")); err != nil {
 		t.Errorf("a free place: %v", err)
 	}
@@ -483,10 +489,7 @@ func TestConnectionLimit(t *testing.T) {
 func TestRace(t *testing.T) {
 	w := newWorld(t)
 	const racers, issuers = 64, 4
-	rounds := 30
-	if testing.Short() {
-		rounds = 3
-	}
+	rounds := number(t, "ATTACK_TOKENS", 30)
 	all := make([]*Issuer, issuers)
 	for n := range all {
 		all[n] = w.newIssuer()
