@@ -98,6 +98,6 @@ func FollowsEndpoints(s *mesh.Service) bool {
 	return s.Headless || s.Facts != nil && s.Facts.Headless && s.Global
 }
 
-// FollowsOthers reports whether the names of s depend on other services of the Snapshot: on those of its pods, and on
-// whether a hand-made one has its alias.
-func FollowsOthers(s *mesh.Service) bool { return s.Global && s.Facts != nil }
+// FollowsOthers reports whether the names of s depend on other services of the Snapshot, beyond whether they have
+// aliases: on those of its pods.
+func FollowsOthers(s *mesh.Service) bool { return s.Global && s.Facts != nil && s.Facts.Headless }

@@ -2,7 +2,6 @@ package views
 
 import (
 	"maps"
-	"reflect"
 	"slices"
 	"time"
 
@@ -13,7 +12,6 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/patch"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
-	"github.com/isthmus-mesh/isthmus/dns/zone"
 )
 
 // change is how a snapshot differs from the one before.
@@ -154,43 +152,6 @@ func (vs *Views) idOf(set xds.Set, old *scope) uint64 {
 func (vs *Views) next() uint64 {
 	vs.made++
 	return vs.made
-}
-
-// host encodes the DNS hosts of the newest snapshot once for each cluster that somebody asked from, for all scopes.
-func (vs *Views) host(c change) {
-	if c.endpointsOnly && !slices.ContainsFunc(c.pairs, func(p [2]*mesh.Service) bool {
-		return zone.FollowsEndpoints(p[1]) || zone.FollowsEndpoints(p[0]) || !reflect.DeepEqual(p[0].Facts, p[1].Facts) || !slices.Equal(p[0].VIPs, p[1].VIPs) || !slices.Equal(p[0].Ports, p[1].Ports)
-	}) {
-		return
-	}
-	for id := range vs.names {
-		vs.hostIn(id, c.to)
-	}
-}
-
-func (vs *Views) hostIn(id mesh.ClusterID, snap *mesh.Snapshot) {
-	var msgs []proto.Message
-	for _, h := range zone.HostsIn(snap, id) {
-		msgs = append(msgs, h)
-	}
-	set, err := xds.Encode(msgs...)
-	if err != nil {
-		vs.log.Error("names not served", "part", "views", "revision", snap.Revision, "err", err)
-		return
-	}
-	vs.names[id] = set.Sharing(vs.names[id])
-}
-
-// namesFor returns the DNS hosts for a proxy, or for a DNS server, which is nil.
-func (vs *Views) namesFor(p *mesh.Proxy, snap *mesh.Snapshot) xds.Set {
-	id := snap.Local.ID
-	if p != nil {
-		id = p.Cluster
-	}
-	if _, known := vs.names[id]; !known {
-		vs.hostIn(id, snap)
-	}
-	return vs.names[id]
 }
 
 type resourceID struct{ typ, name, version string }

@@ -34,8 +34,8 @@ type Views struct {
 	mu      sync.Mutex
 	views   map[string]*view
 	scopes  map[string]*scope
-	of      *mesh.Snapshot             // the snapshot they are made of
-	names   map[mesh.ClusterID]xds.Set // its DNS hosts, by the cluster of those who ask
+	of      *mesh.Snapshot            // the snapshot they are made of
+	names   map[mesh.ClusterID]*names // its DNS hosts, by the cluster of those who ask
 	owned   owners
 	encoded pool
 	parts   memo.Memo         // of translations, for all scopes
@@ -96,7 +96,7 @@ func (v *view) place(snap *mesh.Snapshot) {
 // New makes an empty set of views.
 func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) *Views {
 	vs := &Views{
-		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{}, names: map[mesh.ClusterID]xds.Set{},
+		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{}, names: map[mesh.ClusterID]*names{},
 		trials: map[string]*trial{}, verdicts: verdicts{arrived: make(chan struct{}, 1)},
 		duration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "isthmus", Subsystem: "views", Name: "translate_seconds", Help: "Time to translate one snapshot for one scope, by path: full, or endpoints alone.",
