@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -52,6 +54,7 @@ func TestColdStart(t *testing.T) {
 	}
 	runPod(t, api, "reviews-1", "10.1.0.11")
 	runPod(t, api, "reviews-2", "10.1.0.12")
+	one, two := podToken(t, api, "front-1"), podToken(t, api, "front-2")
 	const host = "outbound|9080||reviews.shop.svc.cluster.local"
 	both := hasAddresses(t, "10.1.0.11:8080", "10.1.0.12:8080")
 
@@ -77,12 +80,15 @@ func TestColdStart(t *testing.T) {
 	}
 	dir := cfg.data("lastknown")
 	saved := filepath.Join(t.TempDir(), "saved")
-	eventually(t, "both pods are kept", func() error { return keptPods(reader, api, 2) })
+	eventually(t, "both pods are kept", func() error { return keptPods(reader, api, 4) })
 	if err := os.CopyFS(saved, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
 	if err := api.Client().CoreV1().Pods("shop").Delete(t.Context(), "reviews-1", metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
 		t.Fatal(err)
+	}
+	refused := map[string]string{
+		"of a pod that is not known": podToken(t, api, "front-3"), "that is bound to no pod": api.Token("shop", "front", "istio-ca"), "of another audience": api.Token("shop", "front"),
 	}
 	p.waitFor(t, xds.EndpointType, host, hasAddresses(t, "10.1.0.12:8080"))
 	p.stop()
@@ -102,7 +108,14 @@ func TestColdStart(t *testing.T) {
 	}
 	p = connect(t, cold, sidecar(t, cfg, "caller", "shop"), cold.dialOptions(t, token), nil)
 	p.waitFor(t, xds.EndpointType, host, both)
-	cold.certificate(t, token) // is signed
+	for _, token := range []string{token, one, two} { // is signed
+		cold.certificate(t, token)
+	}
+	for what, token := range refused {
+		if err := open(t, cold.dial(t, cold.dialOptions(t, token)), sidecar(t, cfg, "front", "shop")); err == nil {
+			t.Errorf("a token %s is taken", what)
+		}
+	}
 	if strings.Contains(cold.log.String(), "speaks for the cluster") {
 		t.Error("it speaks for the cluster, and does not know what was said")
 	}
@@ -148,6 +161,34 @@ func TestColdStart(t *testing.T) {
 			t.Errorf("%s: %v, %v", file, info, err)
 		}
 	}
+}
+
+// podToken runs a Pod of the service account front, and returns its token.
+func podToken(t *testing.T, api *kubetest.Server, name string) string {
+	t.Helper()
+	ctx, core := t.Context(), api.Client().CoreV1()
+	_, err := core.ServiceAccounts("shop").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "front"}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	p, err := core.Pods("shop").Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{ServiceAccountName: "front", Containers: []corev1.Container{{Name: "app", Image: "app"}}, NodeName: "n1"},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := setPod(api, name, func(s *corev1.PodStatus) {
+		s.Phase, s.PodIP, s.PodIPs = corev1.PodRunning, "10.1.1.1", []corev1.PodIP{{IP: "10.1.1.1"}}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := core.ServiceAccounts("shop").CreateToken(ctx, "front", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+		Audiences: []string{"istio-ca"}, BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: name, UID: p.UID},
+	}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Status.Token
 }
 
 // keptPods counts the Pods that a start without the API server would know.

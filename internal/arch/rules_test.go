@@ -67,7 +67,7 @@ var rules = []rule{
 	{pkgs: []string{"discovery/source/file"}, ours: join(base, "discovery/config", "discovery/config/written"), others: []string{"github.com/fsnotify/fsnotify"}},
 	{
 		pkgs: []string{"discovery/source/kube/..."}, ours: join(base, "discovery/config", "discovery/config/written", "discovery/identity", "discovery/source/kube/..."),
-		others: join(kubernetes, append(metrics, "github.com/go-logr/logr")...),
+		others: join(kubernetes, append(metrics, "github.com/go-logr/logr", "github.com/go-jose/go-jose/v4/...")...),
 	},
 	{
 		pkgs: []string{"discovery/inject"}, ours: base,

@@ -48,6 +48,9 @@ func (c *cluster) beat(ctx context.Context, conn *connection) {
 			started = now
 		}
 		c.mark(err, heard, now)
+		if err == nil {
+			c.learnSigners(ctx, conn)
+		}
 		pause(ctx, c.src.cfg.Beat)
 	}
 }

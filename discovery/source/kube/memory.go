@@ -11,6 +11,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/source/kube/signers"
 )
 
 // Memory has the objects of clusters as an earlier process read them.
@@ -65,6 +66,8 @@ type memory struct {
 	from, at time.Time
 	revision uint64
 	asked    time.Time // since when the server is asked
+	signers  *signers.Set
+	looked   time.Time // when it was asked who signs
 }
 
 // recall loads what is remembered.
@@ -94,6 +97,10 @@ func (c *cluster) restore() {
 	}
 	n := 0
 	for _, o := range objects {
+		if o.Kind == kindSigners {
+			c.rememberSigners(o)
+			continue
+		}
 		t := empty[o.Kind]
 		if t == nil {
 			continue
@@ -176,8 +183,15 @@ func (c *cluster) objects() iter.Seq2[Object, error] {
 			rows = append(rows, row{t, e.cut}) // a cut is never written
 		}
 	}
+	set := c.copy.signers
 	c.mu.Unlock()
 	return func(yield func(Object, error) bool) {
+		if set != nil {
+			body, err := json.Marshal(set)
+			if !yield(Object{Kind: kindSigners, Body: body}, err) {
+				return
+			}
+		}
 		for _, r := range rows {
 			o, err := r.t.freeze(r.x)
 			if !yield(o, err) {

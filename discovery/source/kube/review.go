@@ -2,11 +2,13 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -20,14 +22,24 @@ func (s *Source) Review(ctx context.Context, id mesh.ClusterID, token string, au
 		return identity.Reviewed{}, diag.Hint(fmt.Errorf("%w: cluster %.80q is not read by this control plane", identity.ErrToken, id), "create its remote secret: isthmus create-remote-secret --name NAME")
 	}
 	c.mu.Lock()
-	conn := c.conn
+	conn, up := c.conn, c.up
 	c.mu.Unlock()
+	if !up { // an answer would be waited for
+		if who, err := c.offline(token, audience); err == nil {
+			return who, nil
+		}
+	}
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{audience}}}
 	answer := &authenticationv1.TokenReview{}
 	err := conn.typed["authentication.k8s.io"].Post().Resource("tokenreviews").Body(review).Do(ctx).Into(answer)
 	switch {
 	case apierrors.IsForbidden(err):
 		return identity.Reviewed{}, diag.Hint(fmt.Errorf("review token in cluster %s: %w", c.id, err), "allow create on tokenreviews.authentication.k8s.io to the account that isthmusd uses there")
+	case err != nil && apierrors.ReasonForError(err) == metav1.StatusReasonUnknown: // nobody answered
+		if who, offline := c.offline(token, audience); offline == nil || errors.Is(offline, identity.ErrToken) {
+			return who, offline
+		}
+		fallthrough
 	case err != nil:
 		return identity.Reviewed{}, fmt.Errorf("review token in cluster %s: %w", c.id, err)
 	}
