@@ -16,7 +16,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node"
 	"github.com/isthmus-mesh/isthmus/e2e/lab"
@@ -120,7 +122,8 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 func (c *Cluster) Nodes() *node.Node { return c.nodes }
 
 // Pod finds a Pod by NAMESPACE/NAME: the one of that name, else one that runs and belongs to a Deployment or
-// StatefulSet of that name, ready ones first; or by NAMESPACE/LABEL=VALUE.
+// StatefulSet of that name, ready ones first; or by NAMESPACE/LABEL=VALUE. While the API server is away it is looked for
+// at the nodes, as the nodes saw it last.
 func (c *Cluster) Pod(ctx context.Context, which string) (*corev1.Pod, error) {
 	namespace, name, ok := strings.Cut(which, "/")
 	if !ok {
@@ -134,13 +137,27 @@ func (c *Cluster) Pod(ctx context.Context, which string) (*corev1.Pod, error) {
 	if strings.Contains(name, "=") {
 		o.LabelSelector, name = name, ""
 	}
+	var pods []corev1.Pod
 	list, err := client.CoreV1().Pods(namespace).List(ctx, o)
-	if err != nil {
+	switch {
+	case err == nil:
+		pods = list.Items
+	case apierrors.ReasonForError(err) == metav1.StatusReasonUnknown && c.nodes != nil: // nobody answers
+		chosen, failed := labels.Parse(o.LabelSelector)
+		if failed != nil {
+			return nil, failed
+		}
+		for _, p := range c.nodes.Pods(namespace) {
+			if chosen.Matches(labels.Set(p.Labels)) {
+				pods = append(pods, p)
+			}
+		}
+	default:
 		return nil, err
 	}
 	var found []*corev1.Pod
-	for i := range list.Items {
-		p := &list.Items[i]
+	for i := range pods {
+		p := &pods[i]
 		if p.Name == name {
 			return p, nil
 		}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/isthmus-mesh/isthmus/e2e/kubelab/node/box"
 )
 
@@ -22,6 +24,19 @@ func (n *Node) find(namespace, pod string) (*worker, error) {
 		}
 	}
 	return nil, fmt.Errorf("pod %s/%s is not on these nodes", namespace, pod)
+}
+
+// Pods returns the Pods of a namespace that are being served, as they were seen last: without an API server, too.
+func (n *Node) Pods(namespace string) []corev1.Pod {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []corev1.Pod
+	for _, w := range n.workers {
+		if w.namespace == namespace {
+			out = append(out, *w.latest().DeepCopy())
+		}
+	}
+	return out
 }
 
 func (w *worker) process(name string) (*box.Process, error) {
