@@ -43,7 +43,11 @@ func (c *container) environment(ctx context.Context, spec *corev1.Container, pro
 	e.set("HOME", "/root")
 	e.set("LANG", "C.UTF-8")
 	e.set("HOSTNAME", c.w.hostname())
-	if svc, err := c.w.n.client.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{ResourceVersion: "0"}); err == nil {
+	svc, err := c.w.n.factory.Core().V1().Services().Lister().Services("default").Get("kubernetes")
+	if apierrors.IsNotFound(err) {
+		svc, err = c.w.n.client.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{ResourceVersion: "0"})
+	}
+	if err == nil {
 		e.set("KUBERNETES_SERVICE_HOST", svc.Spec.ClusterIP)
 		e.set("KUBERNETES_SERVICE_PORT", strconv.Itoa(int(svc.Spec.Ports[0].Port)))
 		e.set("KUBERNETES_SERVICE_PORT_HTTPS", strconv.Itoa(int(svc.Spec.Ports[0].Port)))
@@ -307,8 +311,8 @@ func (w *worker) configMap(ctx context.Context, name string, optional bool) (map
 	if apierrors.IsNotFound(err) { // perhaps made a moment ago
 		cm, err = w.n.client.CoreV1().ConfigMaps(w.namespace).Get(ctx, name, metav1.GetOptions{})
 	}
-	if apierrors.IsNotFound(err) && optional {
-		return nil, nil
+	if err != nil && optional && (apierrors.IsNotFound(err) || apierrors.ReasonForError(err) == metav1.StatusReasonUnknown) {
+		return nil, nil // there is none, as far as is known
 	}
 	if err != nil {
 		return nil, err
@@ -329,8 +333,8 @@ func (w *worker) secret(ctx context.Context, name string, optional bool) (map[st
 	if apierrors.IsNotFound(err) {
 		s, err = w.n.client.CoreV1().Secrets(w.namespace).Get(ctx, name, metav1.GetOptions{})
 	}
-	if apierrors.IsNotFound(err) && optional {
-		return nil, nil
+	if err != nil && optional && (apierrors.IsNotFound(err) || apierrors.ReasonForError(err) == metav1.StatusReasonUnknown) {
+		return nil, nil // there is none, as far as is known
 	}
 	if err != nil {
 		return nil, err
