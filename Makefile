@@ -60,14 +60,20 @@ check: tools ## formatting and vet
 	test -z "$$files" || { echo "check: run gofmt -w on these:"; echo "$$files"; exit 1; }
 	go vet ./...
 
+# What go test -json prints becomes a line a package, the output of what failed, and a table of what took the longest.
+TESTLOG = go run ./hack/testlog
+
 unit: tools envoy kube ## unit, golden, property and real-Envoy tests and the import rules, with the race detector
-	REQUIRE_TOOLS=1 go test -race -timeout 30m $$(go list ./... | grep -v /e2e/)
+	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -race -timeout 30m $$(go list ./... | grep -v /e2e/) | $(TESTLOG)
 
-e2e: envoy kube build ## the lab and the demo's seven steps as tests
-	REQUIRE_TOOLS=1 go test -race -count=1 -p 1 -timeout 30m ./e2e/...
+# Stories are last and alone: two at a time take what two cores have. They only drive programs, and go without the race
+# detector; what they are made of has it.
+e2e: envoy kube build ## the lab, the demo's seven steps and the stories on Kubernetes clusters as tests
+	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -race -count=1 -p 2 -timeout 30m $$(go list ./e2e/... | grep -v '/e2e/scripts$$') | $(TESTLOG)
+	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -count=1 -timeout 30m ./e2e/scripts | $(TESTLOG)
 
-soak: envoy kube build ## the longer stories on Kubernetes clusters
-	SOAK=1 REQUIRE_TOOLS=1 go test -count=1 -timeout 60m -run 'TestSoak' ./e2e/scripts
+soak: envoy kube build ## the longer stories on Kubernetes clusters, which repeat under load, loss and time what "make e2e" checks
+	@set -o pipefail; SOAK=1 REQUIRE_TOOLS=1 go test -json -count=1 -timeout 60m -run 'TestSoak' ./e2e/scripts | $(TESTLOG)
 
 bench: tools envoy build ## times of changes and memory on the demo's world, and Go benchmarks; results in bench/results
 	@mkdir -p bench/results

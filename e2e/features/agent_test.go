@@ -94,7 +94,7 @@ func TestAgentAndEnvoy(t *testing.T) {
 				if _, err := w.Restart(w.Cluster("amber").Pod(name).Agent); err != nil {
 					t.Fatal(err)
 				}
-				w.eventually(5*time.Second, func(ctx context.Context) error {
+				w.eventually(func(ctx context.Context) error {
 					code, err := w.ready(ctx, "amber/"+name)
 					if err == nil && code != 200 {
 						err = fmt.Errorf("%s is not ready: %d", name, code)
@@ -118,7 +118,7 @@ func TestAgentAndEnvoy(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, code := range []int{503, 200} {
-			w.eventually(5*time.Second, func(ctx context.Context) error {
+			w.eventually(func(ctx context.Context) error {
 				got, err := w.ready(ctx, server("foo"))
 				if err == nil && got != code {
 					err = fmt.Errorf("ready says %d, want %d", got, code)

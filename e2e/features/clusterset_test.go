@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 )
 
 const (
@@ -84,7 +83,7 @@ func TestClusterSet(t *testing.T) {
 // missing wants a name not to exist.
 func (w *world) missing(node, name string) {
 	w.t.Helper()
-	w.eventually(5*time.Second, func(ctx context.Context) error {
+	w.eventually(func(ctx context.Context) error {
 		addrs, err := w.Node(node).Resolver().LookupNetIP(ctx, "ip4", name+".")
 		if err == nil {
 			return fmt.Errorf("%s is %v in %s", name, addrs, node)

@@ -109,10 +109,13 @@ func (w *world) get(ctx context.Context, node, url string, headers ...string) (a
 	return a, err
 }
 
+// patience is how long a condition may take to come true.
+const patience = 30 * time.Second
+
 // eventually polls until check returns nil.
-func (w *world) eventually(within time.Duration, check func(ctx context.Context) error) {
+func (w *world) eventually(check func(ctx context.Context) error) {
 	w.t.Helper()
-	if err := lab.Eventually(w.t.Context(), within, check); err != nil {
+	if err := lab.Eventually(w.t.Context(), patience, check); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -121,7 +124,7 @@ func (w *world) eventually(within time.Duration, check func(ctx context.Context)
 func (w *world) want(node, url string, status int, headers ...string) answer {
 	w.t.Helper()
 	var a answer
-	w.eventually(5*time.Second, func(ctx context.Context) (err error) {
+	w.eventually(func(ctx context.Context) (err error) {
 		if a, err = w.get(ctx, node, url, headers...); err == nil && a.status != status {
 			err = fmt.Errorf("%s from %s: status %d, want %d: %.200s", url, node, a.status, status, a.body)
 		}

@@ -176,7 +176,7 @@ func TestIdentity(t *testing.T) {
 
 	echo(t, w.Node(server("foo")), 9000)
 	var stream net.Conn
-	w.eventually(5*time.Second, func(ctx context.Context) (err error) {
+	w.eventually(func(ctx context.Context) (err error) {
 		if stream, err = w.Node(client("bar")).Dial(ctx, "tcp", host("foo")+":9000"); err == nil {
 			err = exchange(stream, bufio.NewReader(stream), "first")
 		}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // namespaces of the world; the last one is outside of the mesh.
@@ -31,7 +30,7 @@ func (w *world) call(ctx context.Context, from, to string) (answer, error) {
 // table wants every pair of namespaces to work, with mutual TLS where mtls says so, but for those that fail.
 func (w *world) table(what string, mtls func(from, to string) bool, fail ...string) {
 	w.t.Helper()
-	w.eventually(10*time.Second, func(ctx context.Context) error {
+	w.eventually(func(ctx context.Context) error {
 		var wrong []string
 		for _, from := range namespaces {
 			for _, to := range namespaces {

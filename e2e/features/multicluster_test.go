@@ -103,7 +103,7 @@ func (w *world) hosts(ctx context.Context, node, cluster string) ([]string, erro
 // address asks DNS in a pod and wants the one IPv4 address to satisfy check.
 func (w *world) address(node, name string, check func(netip.Addr) bool) {
 	w.t.Helper()
-	w.eventually(5*time.Second, func(ctx context.Context) error {
+	w.eventually(func(ctx context.Context) error {
 		addrs, err := w.Node(node).Resolver().LookupNetIP(ctx, "ip4", name+".")
 		if err == nil && (len(addrs) != 1 || !check(addrs[0].Unmap())) {
 			err = fmt.Errorf("%s is %v in %s", name, addrs, node)
@@ -126,7 +126,7 @@ func TestHandWritten(t *testing.T) {
 		}
 		return err
 	}
-	w.eventually(10*time.Second, automatic)
+	w.eventually(automatic)
 	w.address(sleep, "httpbin.bar.global", vip)
 	reached := func(a answer) {
 		t.Helper()
@@ -143,7 +143,7 @@ func TestHandWritten(t *testing.T) {
 				w := &world{w.Lab, t}
 				w.apply("c1", "httpbin-bar.yaml", fmt.Sprintf(handWritten, resolution)+rule)
 				w.address(sleep, "httpbin.bar.global", byHand)
-				w.eventually(5*time.Second, func(ctx context.Context) error {
+				w.eventually(func(ctx context.Context) error {
 					hosts, err := w.hosts(ctx, sleep, envoyCluster)
 					if err == nil && !slices.Equal(hosts, []string{"172.31.0.21:15443"}) {
 						err = fmt.Errorf("httpbin.bar.global leads to %v, want the gateway alone", hosts)
@@ -169,7 +169,7 @@ func TestHandWritten(t *testing.T) {
 	w.want(sleep, "http://httpbin.bar.global:8001/", 503)
 	w.noKey()
 	w.remove("c1", "httpbin-bar.yaml")
-	w.eventually(5*time.Second, automatic)
+	w.eventually(automatic)
 	w.address(sleep, "httpbin.bar.global", vip)
 	reached(w.want(sleep, url, 200))
 
@@ -249,7 +249,7 @@ func (w *world) openedByGateway() {
 		w.t.Errorf("c2 says %v of the Gateway and the filter", s.Problems)
 	}
 	w.remove("c2", "gateway.yaml")
-	w.eventually(5*time.Second, func(ctx context.Context) error { // open connections drain, new ones are closed
+	w.eventually(func(ctx context.Context) error { // open connections drain, new ones are closed
 		raw, err := w.Node("c1/isthmusd").Dial(ctx, "tcp", "172.31.0.21:15443")
 		if err != nil {
 			return err
@@ -322,7 +322,7 @@ func (w *world) versionRouting() {
 	const page, url = "c1/productpage", "http://reviews.default.svc.cluster.local:9080/"
 	w.apply("c2", "subsets.yaml", reviewsSubsets)
 	w.apply("c1", "reviews-global.yaml", reviewsByHand+"---\n"+reviewsSubsets)
-	w.eventually(5*time.Second, func(ctx context.Context) error {
+	w.eventually(func(ctx context.Context) error {
 		a, err := w.get(ctx, page, url, "end-user=jason")
 		if err == nil && (a.Version != "v2" && a.Version != "v3" || a.Caller != "spiffe://c1.mesh/ns/default/sa/productpage") {
 			err = fmt.Errorf("jason gets status %d, version %q, seen as %q", a.status, a.Version, a.Caller)

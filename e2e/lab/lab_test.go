@@ -705,7 +705,7 @@ func TestKeep(t *testing.T) {
 	if out, err := reexec(spec).Output(); err != nil || !strings.Contains(string(out), "nameserver 10.10.0.3") {
 		t.Errorf("got %q, %v", out, err)
 	}
-	if err := Remove(runs[0]); err != nil {
+	if err := remove(runs[0], time.Second); err != nil { // the owner is this process, and stays
 		t.Error(err)
 	}
 	if _, err := p.Wait(t.Context()); err != nil {

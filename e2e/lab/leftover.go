@@ -137,12 +137,14 @@ func RemoveLeftovers(base string) ([]string, error) {
 
 // Remove ends a run: every process that it started, its namespaces and its files. A run whose owner stays with it is
 // taken down by its owner, when that does it within a minute.
-func Remove(r RunInfo) error {
+func Remove(r RunInfo) error { return remove(r, time.Minute) }
+
+func remove(r RunInfo, patience time.Duration) error {
 	if r.Live && r.Kept {
 		if err := syscall.Kill(r.owner, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("remove run %s: %w", r.Name, err)
 		}
-		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && running(r.owner); {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline) && running(r.owner); {
 			time.Sleep(20 * time.Millisecond)
 		}
 		if _, err := os.Stat(r.Dir); errors.Is(err, os.ErrNotExist) {

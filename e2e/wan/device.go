@@ -48,6 +48,10 @@ func setUp(h *netlink.Handle, p Port) error {
 	if err := h.LinkSetMTU(link, DefaultMTU); err != nil {
 		return fmt.Errorf("device %s: set mtu: %w", p.Device, err)
 	}
+	// The kernel drops what is not read in time; on a busy machine the emulator is late by more than the default of 500.
+	if err := h.LinkSetTxQLen(link, 10_000); err != nil {
+		return fmt.Errorf("device %s: set queue: %w", p.Device, err)
+	}
 	for _, a := range p.Addresses {
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
 		if a.Addr().Is6() {
