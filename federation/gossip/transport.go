@@ -23,15 +23,13 @@ const (
 )
 
 const (
-	maxStream    = 8 << 20         // bytes taken from one stream
-	queueLen     = 256             // packets waiting for one member; the newest is dropped when full, as on any network
-	idlePackets  = 5 * time.Minute // a packet connection without traffic is closed
-	dialTimeout  = 2 * time.Second // for one gateway
-	writeTimeout = 2 * time.Second // for one packet
-	readKind     = 5 * time.Second // for the first byte
-	inboxLen     = 1024            // packets and streams not yet taken by memberlist
-	compressMsg  = 9               // memberlist's message types that we never send and refuse unread
-	encryptMsg   = 10
+	streamTime   = 10 * time.Second // for one stream to say what it has to
+	queueLen     = 256              // packets waiting for one member; the newest is dropped when full, as on any network
+	idlePackets  = 5 * time.Minute  // a packet connection without traffic is closed
+	dialTimeout  = 2 * time.Second  // for one gateway
+	writeTimeout = 2 * time.Second  // for one packet
+	readKind     = 5 * time.Second  // for the first byte
+	inboxLen     = 1024             // packets and streams not yet taken by memberlist
 )
 
 // Dialer opens an authenticated connection to the member of that name, through one of its gateways.
@@ -160,7 +158,11 @@ func (t *transport) DialAddressTimeout(addr memberlist.Address, timeout time.Dur
 	if addr.Name == "" {
 		return nil, errNoName
 	}
-	return t.open(addr.Name, kindStream, timeout)
+	conn, err := t.open(addr.Name, kindStream, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return &screened{Conn: conn}, nil
 }
 
 func (t *transport) open(name string, kind byte, timeout time.Duration) (net.Conn, error) {
@@ -217,8 +219,10 @@ func (t *transport) serve(conn net.Conn) {
 	case kindPackets:
 		t.receive(conn)
 	case kindStream:
-		s := &stream{Conn: conn, r: bufio.NewReader(io.LimitReader(conn, maxStream)), done: make(chan struct{})}
-		if first, err := s.r.Peek(1); err != nil || first[0] == compressMsg || first[0] == encryptMsg {
+		_ = conn.SetReadDeadline(time.Now().Add(streamTime))
+		s := &stream{screened: screened{Conn: conn}, done: make(chan struct{})}
+		if _, err := s.Read(nil); err != nil {
+			t.log.Debug("gossip stream refused", "part", "gossip", "err", err)
 			return
 		}
 		select {
@@ -247,8 +251,9 @@ func (t *transport) receive(conn net.Conn) {
 		if _, err := io.ReadFull(r, buf); err != nil || len(buf) == 0 {
 			return
 		}
-		if buf[0] == compressMsg || buf[0] == encryptMsg {
-			continue
+		if err := screenPacket(buf); err != nil {
+			t.log.Debug("gossip packet refused", "part", "gossip", "err", err)
+			return
 		}
 		select {
 		case t.packets <- &memberlist.Packet{Buf: buf, From: from, Timestamp: time.Now()}:
@@ -270,16 +275,12 @@ func (t *transport) Shutdown() error {
 	return nil
 }
 
-// stream is an incoming stream with a bound on what is read from it.
+// stream is an incoming stream.
 type stream struct {
-	net.Conn
-	r    *bufio.Reader
+	screened
 	once sync.Once
 	done chan struct{}
 }
-
-// Read implements net.Conn.
-func (s *stream) Read(b []byte) (int, error) { return s.r.Read(b) }
 
 // Close implements net.Conn.
 func (s *stream) Close() error {
