@@ -12,8 +12,6 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
-	"google.golang.org/protobuf/proto"
-	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/config"
 	"github.com/isthmus-mesh/isthmus/discovery/config/refs"
@@ -164,22 +162,6 @@ func TestVirtualServiceRules(t *testing.T) {
 		case want != "" && !strings.HasPrefix(problems[0].Message, "line 8: ") && want != "spec.http[0]":
 			t.Errorf("%s: %q does not name line 8", rule, problems[0].Message)
 		}
-	}
-}
-
-// TestUnsupportedMatchNarrows checks that a condition that is not honoured never widens a match.
-func TestUnsupportedMatchNarrows(t *testing.T) {
-	rule := "{match: [{headers: {'@request.auth.claims.group': {exact: a}}}, {uri: {exact: /b}}], route: [{destination: {host: reviews}}]}\n  - {match: [{headers: {'@request.auth.claims.group': {exact: c}}}], route: [{destination: {host: reviews}}]}"
-	in, problems := config.Decode("f.yaml", fmt.Appendf(nil, virtualService, rule), config.Options{})
-	if len(problems) != 2 || len(in.VirtualServices) != 1 {
-		t.Fatalf("got %v", problems)
-	}
-	want := []*networking.HTTPRoute{{
-		Match: []*networking.HTTPMatchRequest{{Uri: &networking.StringMatch{MatchType: &networking.StringMatch_Exact{Exact: "/b"}}}},
-		Route: []*networking.HTTPRouteDestination{{Destination: &networking.Destination{Host: "reviews.default.svc.cluster.local"}}},
-	}}
-	if got := in.VirtualServices[0].Spec.Http; len(got) != 1 || !proto.Equal(got[0], want[0]) {
-		t.Errorf("got %v", got)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 // stamp is everything that they read beside what each of them says. Gateways, proxies in other clusters and what is for one
 // workload alone read more.
 func (v *view) remember(m *memo.Memo) {
-	if m == nil || v.proxy.Type != mesh.Sidecar || v.proxy.Name != "" || v.proxy.Cluster != v.snap.Local.ID {
+	if m == nil || v.proxy.Type != mesh.Sidecar || v.proxy.Name != "" || httprule.Versions(v.proxy.Metadata) != nil || v.proxy.Cluster != v.snap.Local.ID {
 		return
 	}
 	stamp := add([]any{v.snap.Local, v.snap.MeshConfig, "clusters"}, v.snap.Clusters)
@@ -46,6 +46,9 @@ func (v *view) remember(m *memo.Memo) {
 
 // packed returns resources as the memo keeps them.
 func (v *view) packed(r Resources) Resources {
+	for _, table := range r.Routes {
+		httprule.Room(table)
+	}
 	if v.memo == nil || v.memo.Pack == nil {
 		return r
 	}
@@ -105,7 +108,7 @@ func (v *view) leadsTo(vs *mesh.VirtualService) []any {
 	}
 	out := []any{vs, v.proxy.Namespace, v.labels}
 	for _, host := range scope.Destinations(vs) {
-		to := v.scope.Service(host)
+		to := v.scope.Covering(host)
 		out = append(out, v.snap.Service(host), to)
 		if to != nil {
 			out = add(out, v.scope.RulesFor(to))

@@ -55,6 +55,7 @@ func serve(t *testing.T, r translate.Resources, secrets ...*tlsv3.Secret) (*cont
 	put(t, cp, r.Listeners, (*listenerv3.Listener).GetName)
 	put(t, cp, r.Routes, (*routev3.RouteConfiguration).GetName)
 	put(t, cp, append(r.Secrets, secrets...), (*tlsv3.Secret).GetName)
+	put(t, cp, r.Extensions, (*corev3.TypedExtensionConfig).GetName)
 	l := listen(t)
 	s := grpc.NewServer()
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, cp)

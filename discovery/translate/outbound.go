@@ -276,7 +276,7 @@ func (v *view) straight(s *mesh.Service, p mesh.Port) []*listenerv3.Filter {
 	name := clusterName("outbound", p.Number, "", s.Host)
 	t := &tcpproxyv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: name}, IdleTimeout: wire.Duration(0)}
 	traffic.TCP(t, v.policyOf(v.scope.RuleFor(s), s, p.Number, nil))
-	return named(s, p, tcpFilter(t))
+	return dynamic.Before(s, p, tcpFilter(t))
 }
 
 // tcpRoutes returns the chains of rules for some addresses only, and the first rule for all of them. Of chains whose
@@ -326,7 +326,7 @@ func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDesti
 			name = to.cluster
 			traffic.TCP(t, to.policy)
 			if len(out) == 0 {
-				out = named(to.service, to.port)
+				out = dynamic.Before(to.service, to.port)
 			}
 		}
 		weighted.Clusters = append(weighted.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{Name: name, Weight: uint32(max(d.GetWeight(), 1))})
@@ -340,12 +340,4 @@ func (v *view) tcpRoute(vs *mesh.VirtualService, routes []*networking.RouteDesti
 		t.ClusterSpecifier = &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: weighted}
 	}
 	return append(out, tcpFilter(t))
-}
-
-// named puts in front of the filters what finds the server of a wildcard host, where it is found by name.
-func named(s *mesh.Service, p mesh.Port, filters ...*listenerv3.Filter) []*listenerv3.Filter {
-	if s.Resolution != mesh.Dynamic {
-		return filters
-	}
-	return append([]*listenerv3.Filter{dynamic.TLS(p.Number)}, filters...)
 }

@@ -26,7 +26,7 @@ func (v *view) httpRoutes(vs *mesh.VirtualService, at site) []*routev3.Route {
 			matches = []*networking.HTTPMatchRequest{nil}
 		}
 		for _, m := range matches {
-			if !v.applies(at, vs, m) {
+			if !v.applies(at, vs, m) || at.gateway == meshGateway && httprule.HasClaims(m) {
 				continue
 			}
 			r := v.httpRoute(object, h, m, at, field)

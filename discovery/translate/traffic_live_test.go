@@ -108,7 +108,7 @@ spec: {host: full.example.com, trafficPolicy: {connectionPool: {tcp: {maxConnect
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: full, namespace: a}
-spec: {hosts: [full.example.com], http: [{retries: {attempts: 0}, route: [{destination: {host: full.example.com}}]}]}
+spec: {hosts: [full.example.com], http: [{retries: {attempts: 0}, headers: {response: {set: {x-flags: "%RESPONSE_FLAGS%"}}}, route: [{destination: {host: full.example.com}}]}]}
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -309,14 +309,26 @@ func testOverflow(t *testing.T, port uint32, full *backend, gate chan struct{}) 
 	other := make(chan string, 10)
 	for range 10 {
 		done.Go(func() {
-			status, body, err := get(port, "/", "full.example.com", "")
-			switch {
-			case err == nil && status == http.StatusOK:
+			req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/", port), nil)
+			if err != nil {
+				other <- err.Error()
+				return
+			}
+			req.Host = "full.example.com"
+			resp, err := (&http.Client{Timeout: 30 * time.Second}).Do(req)
+			if err != nil {
+				other <- err.Error()
+				return
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			switch flags := resp.Header.Get("x-flags"); {
+			case err == nil && resp.StatusCode == http.StatusOK:
 				ok.Add(1)
-			case err == nil && status == http.StatusServiceUnavailable && strings.Contains(body, "overflow"):
+			case err == nil && resp.StatusCode == http.StatusServiceUnavailable && strings.Contains(string(body), "overflow") && flags == "UO":
 				overflow.Add(1)
 			default:
-				other <- fmt.Sprintf("%d %q %v", status, body, err)
+				other <- fmt.Sprintf("%d %q %q %v", resp.StatusCode, flags, body, err)
 			}
 		})
 	}

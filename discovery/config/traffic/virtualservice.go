@@ -3,6 +3,7 @@ package traffic
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -128,8 +129,7 @@ func (o *object) httpRoute(at string, r *networking.HTTPRoute) bool {
 	return use
 }
 
-// httpMatch validates a match and reports whether it is used: one with a condition that is not honoured would match
-// too much without it.
+// httpMatch validates a match and reports whether it is used.
 func (o *object) httpMatch(at string, m *networking.HTTPMatchRequest) bool {
 	if m == nil {
 		o.Invalid(at, "the match is empty", "remove it")
@@ -139,23 +139,35 @@ func (o *object) httpMatch(at string, m *networking.HTTPMatchRequest) bool {
 	o.CheckMatch(at+".scheme", m.Scheme, false)
 	o.CheckMatch(at+".method", m.Method, false)
 	o.CheckMatch(at+".authority", m.Authority, false)
-	use := true
-	for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
-		if strings.HasPrefix(name, "@") {
-			o.Unsupported(at+".headers["+name+"]", "the match is left out")
-			delete(m.Headers, name)
-			use = false
-		}
-	}
-	o.CheckMatches(at+".headers", m.Headers, true)
-	o.CheckMatches(at+".withoutHeaders", m.WithoutHeaders, true)
+	o.headers(at+".headers", m.Headers)
+	o.headers(at+".withoutHeaders", m.WithoutHeaders)
 	o.CheckMatches(at+".queryParams", m.QueryParams, false)
 	if m.Port != 0 {
 		o.CheckPort(at+".port", int64(m.Port))
 	}
 	m.Gateways = o.gatewayNames(m.Gateways)
-	return use
+	return true
 }
+
+// headers checks matches of headers and, under names with "@", of what a token says.
+func (o *object) headers(at string, ms map[string]*networking.StringMatch) {
+	plain := maps.Clone(ms)
+	for _, name := range slices.Sorted(maps.Keys(ms)) {
+		if !strings.HasPrefix(name, "@") {
+			continue
+		}
+		delete(plain, name)
+		if field := at + "[" + name + "]"; !claim.MatchString(name) {
+			o.Invalid(field, written.Show(name)+" is neither a header nor a claim", "write @request.auth.claims[NAME], for nested ones @request.auth.claims[NAME][NESTED]")
+		} else {
+			o.CheckMatch(field, ms[name], true)
+		}
+	}
+	o.CheckMatches(at, plain, true)
+}
+
+// claim is the name under which a match asks what a token says.
+var claim = regexp.MustCompile(`^@request\.auth\.claims((\.[^.\[\]]+)+|(\[[^\[\]]+\])+)$`)
 
 // tcpRoute validates a rule and reports whether it is used.
 func (o *object) tcpRoute(at string, r *networking.TCPRoute) bool {

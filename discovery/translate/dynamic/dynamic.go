@@ -14,6 +14,7 @@ import (
 	upstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
 
@@ -63,4 +64,22 @@ func TLS(port uint32) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: "envoy.filters.network.sni_dynamic_forward_proxy", ConfigType: &listenerv3.Filter_TypedConfig{
 		TypedConfig: wire.Pack(&sniv3.FilterConfig{DnsCacheConfig: cache(), PortSpecifier: &sniv3.FilterConfig_PortValue{PortValue: port}}),
 	}}
+}
+
+// Filters are those that connection managers need to lead to the services.
+func Filters(services []*mesh.Service) []*hcmv3.HttpFilter {
+	for _, s := range services {
+		if s.Resolution == mesh.Dynamic {
+			return []*hcmv3.HttpFilter{HTTP()}
+		}
+	}
+	return nil
+}
+
+// Before puts in front of the filters of a chain what finds the server of a wildcard host, where it is found by name.
+func Before(s *mesh.Service, p mesh.Port, filters ...*listenerv3.Filter) []*listenerv3.Filter {
+	if s.Resolution != mesh.Dynamic {
+		return filters
+	}
+	return append([]*listenerv3.Filter{TLS(p.Number)}, filters...)
 }

@@ -37,9 +37,14 @@ func Match(m *networking.HTTPMatchRequest) *routev3.RouteMatch {
 		out.CaseSensitive = wire.No()
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.GetHeaders())) {
-		out.Headers = append(out.Headers, headerMatch(name, m.GetHeaders()[name]))
+		if !claims(out, name, m.GetHeaders()[name], false) {
+			out.Headers = append(out.Headers, headerMatch(name, m.GetHeaders()[name]))
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.GetWithoutHeaders())) {
+		if claims(out, name, m.GetWithoutHeaders()[name], true) {
+			continue
+		}
 		h := headerMatch(name, m.GetWithoutHeaders()[name])
 		h.InvertMatch = true
 		if _, present := h.HeaderMatchSpecifier.(*routev3.HeaderMatcher_PresentMatch); !present {
@@ -103,6 +108,11 @@ func CheckMatch(m *routev3.RouteMatch) error {
 	for _, q := range m.GetQueryParameters() {
 		exprs = append(exprs, q.GetStringMatch().GetSafeRegex().GetRegex())
 	}
+	for _, d := range m.GetDynamicMetadata() {
+		for _, v := range d.GetValue().GetOrMatch().GetValueMatchers() {
+			exprs = append(exprs, v.GetStringMatch().GetSafeRegex().GetRegex())
+		}
+	}
 	for _, e := range exprs {
 		if _, err := regexp.Compile(e); err != nil {
 			return err
@@ -122,5 +132,5 @@ func CheckAction(r *routev3.Route) error {
 // CatchesAll reports whether no route after r can match.
 func CatchesAll(r *routev3.Route) bool {
 	m := r.GetMatch()
-	return m.GetPrefix() == "/" && len(m.GetHeaders()) == 0 && len(m.GetQueryParameters()) == 0
+	return m.GetPrefix() == "/" && len(m.GetHeaders())+len(m.GetQueryParameters())+len(m.GetDynamicMetadata()) == 0
 }

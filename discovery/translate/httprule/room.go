@@ -18,7 +18,7 @@ func Room(table *routev3.RouteConfiguration) {
 			most = max(most, len(b.GetInlineString()), len(b.GetInlineBytes()))
 		}
 	}
-	if most > usualBody {
+	if most > usualBody && table.GetMaxDirectResponseBodySizeBytes() == nil {
 		table.MaxDirectResponseBodySizeBytes = wire.U32(uint32(most))
 	}
 }

@@ -45,7 +45,7 @@ const (
 // Filter returns the filter of p's workload, nil for none, the clusters it fetches keys from, and what could not be
 // honoured. A token of an issuer whose keys are not known is refused.
 func Filter(snap *mesh.Snapshot, p *mesh.Proxy) (*hcmv3.HttpFilter, []*clusterv3.Cluster, []mesh.Problem) {
-	b := &builder{snap: snap, config: &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, BypassCorsPreflight: true}}
+	b := &builder{snap: snap, routed: p.Type == mesh.Router, config: &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, BypassCorsPreflight: true}}
 	root := target.Root(snap)
 	for _, ra := range snap.RequestAuthentications {
 		s := ra.Spec
@@ -75,6 +75,7 @@ func Filter(snap *mesh.Snapshot, p *mesh.Proxy) (*hcmv3.HttpFilter, []*clusterv3
 
 type builder struct {
 	snap     *mesh.Snapshot
+	routed   bool // routes may ask for claims: they are chosen again when a token is accepted
 	config   *jwtv3.JwtAuthentication
 	names    []string // of the providers, in the order of the rules
 	clusters []*clusterv3.Cluster
@@ -95,7 +96,7 @@ func (b *builder) rule(object mesh.ObjectRef, i int, r *security.JWTRule) {
 	p := &jwtv3.JwtProvider{
 		Issuer: r.GetIssuer(), Audiences: r.GetAudiences(), Forward: r.GetForwardOriginalToken(),
 		FromParams: r.GetFromParams(), FromCookies: r.GetFromCookies(), ForwardPayloadHeader: r.GetOutputPayloadToHeader(),
-		PayloadInMetadata: PayloadKey,
+		PayloadInMetadata: PayloadKey, ClearRouteCache: b.routed,
 		NormalizePayloadInMetadata: &jwtv3.JwtProvider_NormalizePayload{
 			SpaceDelimitedClaims: slices.Compact(slices.Sorted(slices.Values(append([]string{"permission", "scope"}, r.GetSpaceDelimitedClaims()...)))),
 		},

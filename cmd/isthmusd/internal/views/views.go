@@ -180,7 +180,7 @@ func scopeKey(p *mesh.Proxy, name string) string {
 		labels = append(labels, k+"="+v)
 	}
 	slices.Sort(labels)
-	return fmt.Sprintf("%s/%s/%s/%s/%s/%s/%v/%s/%v/%s", p.Type, p.Namespace, name, p.Cluster, p.Network, p.Locality, p.NetworkView, p.Domain, ipv6, strings.Join(labels, ","))
+	return fmt.Sprintf("%s/%s/%s/%s/%s/%s/%v/%s/%v/%v/%s", p.Type, p.Namespace, name, p.Cluster, p.Network, p.Locality, p.NetworkView, p.Domain, ipv6, p.Metadata["HTTP10"] == "1", strings.Join(labels, ","))
 }
 
 // renew brings every view in line with snap, unless it is there already. The caller holds mu.
