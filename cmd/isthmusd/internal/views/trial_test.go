@@ -252,10 +252,16 @@ func freePort(t *testing.T) int {
 // startGateway runs Envoy as a gateway of the control plane at the port.
 func startGateway(t *testing.T, envoy string, port int) {
 	t.Helper()
+	startProxy(t, envoy, map[string]any{"id": gatewayNode(t, "edge").Id, "cluster": "edge", "metadata": map[string]any{"LABELS": map[string]any{"istio": "ingressgateway"}}}, port)
+}
+
+// startProxy runs Envoy as that node of the control plane at the port.
+func startProxy(t *testing.T, envoy string, node map[string]any, port int) {
+	t.Helper()
 	grpcService := []any{map[string]any{"envoy_grpc": map[string]any{"cluster_name": "xds"}}}
 	ads := map[string]any{"ads": map[string]any{}, "resource_api_version": "V3"}
 	text, err := json.Marshal(map[string]any{
-		"node": map[string]any{"id": gatewayNode(t, "edge").Id, "cluster": "edge", "metadata": map[string]any{"LABELS": map[string]any{"istio": "ingressgateway"}}},
+		"node": node,
 		"dynamic_resources": map[string]any{
 			"ads_config": map[string]any{"api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": grpcService}, "cds_config": ads, "lds_config": ads,
 		},

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,7 +35,10 @@ type Views struct {
 	mu      sync.Mutex
 	views   map[string]*view
 	scopes  map[string]*scope
-	of      *mesh.Snapshot            // the snapshot they are made of
+	of      *mesh.Snapshot // the snapshot they are made of, with the rules that are in effect
+	said    *mesh.Snapshot // the same with all rules
+	rules   holder
+	due     *time.Timer               // of a rule that is held back
 	names   map[mesh.ClusterID]*names // its DNS hosts, by the cluster of those who ask
 	owned   owners
 	encoded pool
@@ -95,7 +99,11 @@ func (v *view) place(snap *mesh.Snapshot) {
 
 // New makes an empty set of views.
 func New(snapshots mesh.Snapshots, log *slog.Logger, reg prometheus.Registerer) *Views {
+	due := time.NewTimer(time.Hour)
+	due.Stop()
 	vs := &Views{
+		due:       due,
+		rules:     holder{patience: patience},
 		snapshots: snapshots, log: log, views: map[string]*view{}, scopes: map[string]*scope{}, encoded: pool{}, names: map[mesh.ClusterID]*names{},
 		trials: map[string]*trial{}, verdicts: verdicts{arrived: make(chan struct{}, 1)},
 		duration: promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
@@ -124,7 +132,14 @@ func (vs *Views) Run(ctx context.Context) error {
 				vs.mu.Lock()
 				vs.judge()
 				vs.mu.Unlock()
+			case <-vs.due.C:
+				vs.mu.Lock()
+				again := *vs.said
+				again.Delta = nil
+				vs.become(&again)
+				vs.mu.Unlock()
 			case <-ctx.Done():
+				vs.due.Stop()
 				return nil
 			}
 		}
@@ -187,6 +202,15 @@ func scopeKey(p *mesh.Proxy, name string) string {
 func (vs *Views) renew(snap *mesh.Snapshot) {
 	if vs.of != nil && snap.Revision <= vs.of.Revision {
 		return
+	}
+	vs.become(snap)
+}
+
+func (vs *Views) become(snap *mesh.Snapshot) {
+	vs.said = snap
+	snap, until := vs.rules.apply(snap, time.Now())
+	if vs.due.Stop(); !until.IsZero() {
+		vs.due.Reset(max(time.Until(until), time.Millisecond))
 	}
 	c := change{from: vs.of, to: snap}
 	c.pairs, c.endpointsOnly = translate.Changed(vs.of, snap)

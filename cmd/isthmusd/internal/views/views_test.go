@@ -108,6 +108,7 @@ func TestHistoryDoesNotShow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		snap := world(3, 3)
 		vs, n := views(snap)
+		vs.rules.patience = 0 // then history shows, for a while
 		names := []string{"svc-00000-0", "svc-00001-2", "client"}
 		feeds := map[string]xds.Feed{}
 		for range rapid.IntRange(1, 8).Draw(t, "steps") {
