@@ -34,6 +34,8 @@ type kubeSource struct {
 	Context string `yaml:"context"`
 	// EverySecret reads certificates of gateways in all namespaces; else in the root namespace alone.
 	EverySecret bool `yaml:"everySecret"`
+	// DeployGateways makes pods and Services for Gateways of the Gateway API that name none.
+	DeployGateways bool `yaml:"deployGateways"`
 	// Namespace is the root namespace, istio-system unless given: the mesh's ConfigMap and remote secrets are there.
 	Namespace string `yaml:"namespace"`
 }

@@ -119,7 +119,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	sc.Ranges, _ = vip.ParseRanges(cfg.VirtualRanges) // validate has checked them
 	sc.ClusterNames, sc.PodNames = slices.Contains(cfg.Names, "cluster"), slices.Contains(cfg.Names, "pod")
 	sc.Await, sc.Memory, sc.Check = append(cfg.Source.awaited(), "federation", "machine"), d.kept.memory, refs.Check
-	sc.Derive = gatewayapi.Derive
+	sc.Derive = gatewayapi.Config{Deploy: cfg.Source.Kube.Enabled && cfg.Source.Kube.DeployGateways}.Derive
 	if cfg.Source.Kube.Enabled {
 		sc.ControlPlaneHost = mesh.LocalHost("isthmusd", cfg.Source.Kube.Namespace)
 	}

@@ -23,7 +23,7 @@ func (d *daemon) writeStatus(st *store.Store, vs *views.Views, reg prometheus.Re
 		}
 	}
 	s := status.New(status.Config{
-		Snapshots: st, Problems: vs.Problems, Clusters: apiServers{d.kube}, Leading: leading, Sink: st.Sink("status"), Log: d.log, Reg: reg,
+		Snapshots: st, Problems: vs.Problems, Clusters: apiServers{d.kube}, Leading: leading, Deploy: d.cfg.Source.Kube.DeployGateways, Sink: st.Sink("status"), Log: d.log, Reg: reg,
 	})
 	return []part{{"discovery/status", s.Run}}
 }

@@ -24,6 +24,7 @@ type gateway struct {
 
 	selector  map[string]string // of its routers
 	namespace string            // of its routers
+	named     bool              // it names a Service
 	addresses []gatewayv1.GatewayStatusAddress
 	// addressless says why there is no address.
 	addressless string
@@ -104,6 +105,7 @@ func (c *converter) routers(g *gateway) {
 			g.invalid = is("Accepted", false, "UnsupportedAddress", fmt.Sprintf("spec.addresses[%d]: addresses of type %s cannot be asked for; name the Service of the gateway's pods by an address of type Hostname", i, t))
 		default:
 			host := serviceHost(a.Value, g.ref.Namespace)
+			g.named = true
 			decl := c.declaredAs(host)
 			if decl == nil || len(decl.Selector) == 0 {
 				g.selector, hosts = nil, nil

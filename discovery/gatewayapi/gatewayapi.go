@@ -30,8 +30,19 @@ const (
 // Derive converts the KubeObjects of a Snapshot whose Services are complete. declared finds how a Service was declared by
 // its host; nil when it was not. Values that equal those of before, which may be nil, are those.
 func Derive(snap *mesh.Snapshot, declared func(host string) *mesh.ServiceDecl, before *mesh.Derived) *mesh.Derived {
+	return Config{}.Derive(snap, declared, before)
+}
+
+// Config says what else follows from Gateways.
+type Config struct {
+	// Deploy wants pods for Gateways that name no Service.
+	Deploy bool
+}
+
+// Derive is the function Derive under a Config.
+func (cfg Config) Derive(snap *mesh.Snapshot, declared func(host string) *mesh.ServiceDecl, before *mesh.Derived) *mesh.Derived {
 	c := &converter{
-		snap: snap, declared: declared, out: &mesh.Derived{}, namespaces: map[string]map[string]string{}, classes: map[string]bool{ClassName: true}, others: map[string]bool{}, gateways: map[key]*gateway{},
+		cfg: cfg, snap: snap, declared: declared, out: &mesh.Derived{}, namespaces: map[string]map[string]string{}, classes: map[string]bool{ClassName: true}, others: map[string]bool{}, gateways: map[key]*gateway{},
 	}
 	if len(snap.KubeObjects) == 0 {
 		return c.out
@@ -46,6 +57,7 @@ func Derive(snap *mesh.Snapshot, declared func(host string) *mesh.ServiceDecl, b
 	for _, g := range c.ordered {
 		c.emit(g)
 		c.gatewayStatus(g)
+		c.deploy(g)
 	}
 	c.ingress()
 	c.share(before)
@@ -57,6 +69,7 @@ type key struct{ namespace, name string }
 
 // converter is one run of Derive.
 type converter struct {
+	cfg        Config
 	snap       *mesh.Snapshot
 	declared   func(host string) *mesh.ServiceDecl
 	out        *mesh.Derived

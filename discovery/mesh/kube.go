@@ -25,6 +25,8 @@ type Derived struct {
 	Input Input
 	// Statuses are sorted by resource, namespace and name.
 	Statuses []*ObjectStatus
+	// Objects are to be there.
+	Objects []*WantedObject
 	// Backends say how gateways speak to Services, sorted by host and port.
 	Backends []*BackendTLS
 }
@@ -38,4 +40,12 @@ type BackendTLS struct {
 	Names  []string // DNS names or URIs of which the certificate must have one
 	Roots  []byte   // PEM; empty: the system's
 	Broken bool     // it cannot be honoured: the port is not called at all
+}
+
+// WantedObject is an object of the Kubernetes API that is to be there, as it is applied.
+type WantedObject struct {
+	Group, Version, Resource string
+	Namespace, Name          string
+	For                      ObjectRef // on whose behalf
+	JSON                     []byte
 }

@@ -24,9 +24,10 @@ type Snapshot struct {
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
 	Credentials            []*Credential
-	KubeObjects            []*KubeObject   // what the next two follow from, with objects above
+	KubeObjects            []*KubeObject   // what the next three follow from, with objects above
 	Statuses               []*ObjectStatus // see Derived
 	Backends               []*BackendTLS
+	Objects                []*WantedObject
 
 	Networks   []*Network  // sorted by ID, one each, gateways sorted and without repeats
 	MeshConfig *MeshConfig // nil: Istio's defaults

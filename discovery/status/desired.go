@@ -35,6 +35,7 @@ type desired struct {
 	problems map[string]map[types.NamespacedName][]mesh.Problem
 	events   []mesh.Problem
 	statuses map[resource]map[types.NamespacedName]*mesh.ObjectStatus
+	objects  map[resource]map[types.NamespacedName]*mesh.WantedObject
 
 	local *mesh.Cluster
 	names map[types.NamespacedName]*name // what was made of each exported name
@@ -46,7 +47,7 @@ func compute(snap *mesh.Snapshot, problems []mesh.Problem, before *desired) *des
 	d := &desired{
 		roots: string(snap.Local.Roots), imports: map[types.NamespacedName]*mcsv1beta1.ServiceImport{}, slices: map[types.NamespacedName]*discoveryv1.EndpointSlice{},
 		exports: map[types.NamespacedName][]metav1.Condition{}, problems: map[string]map[types.NamespacedName][]mesh.Problem{},
-		local: snap.Local, names: map[types.NamespacedName]*name{}, statuses: statusesOf(snap),
+		local: snap.Local, names: map[types.NamespacedName]*name{}, statuses: statusesOf(snap), objects: objectsOf(snap),
 	}
 	if before == nil || before.local != snap.Local {
 		before = &desired{}

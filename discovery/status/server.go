@@ -87,6 +87,9 @@ func (s *server) run(ctx context.Context) {
 	if s.cluster.Local {
 		kinds = append(kinds, multiCluster(serviceExports()))
 		kinds = append(append(kinds, istioConditions()...), derivedStatuses()...)
+		if s.program.cfg.Deploy {
+			kinds = append(kinds, madeForGateways()...)
+		}
 		wg.Go(func() { s.writeEvents(ctx) })
 	}
 	for _, c := range kinds {

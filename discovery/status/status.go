@@ -41,6 +41,8 @@ type Config struct {
 	Clusters Clusters
 	// Leading tells whether this replica writes, and gives a channel that is closed when that changes; nil: always.
 	Leading func() (bool, <-chan struct{})
+	// Deploy makes the objects that run Gateways, in the local cluster. It needs the right to.
+	Deploy bool
 	// Sink takes what could not be written, as Problems; nil: they are only logged.
 	Sink mesh.Sink
 	// QPS limits the requests to each API server; 0 is 20. Raising it makes many changes visible sooner, lowering it spares the server.

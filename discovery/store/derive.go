@@ -18,7 +18,7 @@ func (b *builder) derive(d *draft) {
 		k.patch(d.Snapshot, []change{{now: now}})
 	}
 	d.routes = lists.Patched(d.routes, nil, now.VirtualServices, func(x, y *mesh.VirtualService) int { return compareObjects(&x.Object, &y.Object) })
-	d.Statuses, d.Backends = b.derived.Statuses, b.derived.Backends
+	d.Statuses, d.Backends, d.Objects = b.derived.Statuses, b.derived.Backends, b.derived.Objects
 }
 
 func (b *builder) declaredAs(d *draft) func(string) *mesh.ServiceDecl {
@@ -36,7 +36,7 @@ func (p *patch) derive() {
 	for _, k := range carried {
 		p.rules = k.patch(p.snap, []change{{was, b.derived.Input}}) || p.rules
 	}
-	p.snap.Statuses, p.snap.Backends = b.derived.Statuses, b.derived.Backends
+	p.snap.Statuses, p.snap.Backends, p.snap.Objects = b.derived.Statuses, b.derived.Backends, b.derived.Objects
 }
 
 // derivedProblems are those of what was derived.

@@ -78,8 +78,9 @@ var rules = []rule{
 		others: join(metrics, "k8s.io/api/...", "k8s.io/apimachinery/...", "k8s.io/client-go/..."),
 	},
 	{pkgs: []string{"discovery/source/workload"}, ours: join(base, "discovery/config")},
+	{pkgs: []string{"discovery/status/reconcile"}, pure: true},
 	{
-		pkgs: []string{"discovery/status"}, ours: join(base, "dns/zone"),
+		pkgs: []string{"discovery/status"}, ours: join(base, "dns/zone", "discovery/status/reconcile"),
 		others: join(metrics, "k8s.io/api/...", "k8s.io/apimachinery/...", "k8s.io/client-go/...", "sigs.k8s.io/mcs-api/pkg/apis/..."),
 	},
 	{pkgs: []string{"discovery/xds"}, ours: join(base, purePackages...), others: join(append(envoyTypes, grpc...), metrics...)},

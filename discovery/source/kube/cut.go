@@ -152,6 +152,9 @@ func cutCustom(u *unstructured.Unstructured) (json.RawMessage, error) {
 	if t := u.GetCreationTimestamp(); !t.IsZero() {
 		meta["creationTimestamp"] = t
 	}
+	if u.GetKind() == "Gateway" && u.GroupVersionKind().Group == groupGatewayAPI {
+		meta["uid"] = u.GetUID() // what is made for it belongs to it
+	}
 	if group := u.GroupVersionKind().Group; u.GetKind() == "ServiceExport" || group == groupGatewayAPI || group == groupIngress {
 		meta["generation"] = u.GetGeneration() // conditions say which one they are about
 	}

@@ -7,7 +7,7 @@
 {{- $_ := set $c "metrics" "0.0.0.0:15014" -}}
 {{- $_ := set $c "admin" (dict "socket" "/run/isthmus/isthmusd.sock" "listen" "0.0.0.0:15015") -}}
 {{- with $v.advertisedGateways }}{{ $_ := set $c "gateways" . }}{{ end -}}
-{{- $_ := set $c "source" (dict "kube" (dict "enabled" true "namespace" .Release.Namespace "everySecret" $v.isthmusd.everySecret)) -}}
+{{- $_ := set $c "source" (dict "kube" (dict "enabled" true "namespace" .Release.Namespace "everySecret" $v.isthmusd.everySecret "deployGateways" $v.isthmusd.deployGateways)) -}}
 {{- if $v.injection.enabled }}{{ $_ := set $c "webhook" (dict "listen" "0.0.0.0:15017" "revision" $v.injection.revision) }}{{ end -}}
 {{- $_ := set $c "state" (dict "in" "kubernetes" "cache" (dict "directory" "/run/isthmus/lastknown")) -}}
 {{- $_ := set $c "ca" (dict "maxTTL" $v.ca.maxTTL) -}}

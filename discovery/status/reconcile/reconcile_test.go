@@ -1,4 +1,4 @@
-package status
+package reconcile
 
 import (
 	"encoding/json"
@@ -7,9 +7,9 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/gatewayapi"
 )
 
-func TestMergeStatus(t *testing.T) {
-	if gatewayController != gatewayapi.ControllerName {
-		t.Errorf("entries of %s are ours here, of %s there", gatewayController, gatewayapi.ControllerName)
+func TestStatus(t *testing.T) {
+	if Controller != gatewayapi.ControllerName {
+		t.Errorf("entries of %s are ours here, of %s there", Controller, gatewayapi.ControllerName)
 	}
 	const ours = `"controllerName":"isthmus.io/gateway-controller"`
 	for _, c := range []struct{ name, had, want, out string }{
@@ -49,17 +49,17 @@ func TestMergeStatus(t *testing.T) {
 			if err := json.Unmarshal([]byte(c.want), &want); err != nil {
 				t.Fatal(err)
 			}
-			out := mergeStatus(had, want, "now")
+			out := Status(had, want, "now")
 			got, err := json.Marshal(out)
 			if err != nil || string(got) != c.out {
 				t.Errorf("got  %s\nwant %s", got, c.out)
 			}
-			if again := mergeStatus(out, want, "later"); !equalJSON(out, again) {
+			if again := Status(out, want, "later"); !Equal(out, again) {
 				t.Errorf("what is right is written again: %v", again)
 			}
 		})
 	}
-	if !equalJSON(map[string]any(nil), map[string]any{"parents": []any{}}) || equalJSON(map[string]any{"a": int64(1)}, map[string]any{"a": 2.0}) || !equalJSON(map[string]any{"a": int64(1)}, map[string]any{"a": 1.0}) {
+	if !Equal(map[string]any(nil), map[string]any{"parents": []any{}}) || Equal(map[string]any{"a": int64(1)}, map[string]any{"a": 2.0}) || !Equal(map[string]any{"a": int64(1)}, map[string]any{"a": 1.0}) {
 		t.Error("equal values differ, or different ones are equal")
 	}
 }
