@@ -59,3 +59,17 @@ func (o *object) namespace() {
 		})
 	}
 }
+
+// keyRoots is where a ConfigMap has certificate authorities for BackendTLSPolicies.
+const keyRoots = "ca.crt"
+
+// authorities carries a ConfigMap that has some.
+func (o *object) authorities() {
+	var c corev1.ConfigMap
+	if o.d.opts.Remote || !o.Into(&c) || c.Data[keyRoots] == "" || len(c.Data[keyRoots]) > maxCredential {
+		return
+	}
+	o.d.in.KubeObjects = append(o.d.in.KubeObjects, &mesh.KubeObject{Object: o.Ref, Value: &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: o.Ref.Name, Namespace: o.Ref.Namespace}, Data: map[string]string{keyRoots: c.Data[keyRoots]},
+	}})
+}

@@ -31,6 +31,7 @@ const maxEmbedded = 1 << 20
 func (o *object) configMap() {
 	root := cmp.Or(o.d.opts.RootNamespace, rootNamespace)
 	if o.Ref.Name != meshConfigMap || o.Ref.Namespace != root {
+		o.authorities()
 		return
 	}
 	var c corev1.ConfigMap

@@ -49,6 +49,7 @@ func (c *converter) backend(r *route, ref gatewayv1.BackendObjectReference) (to 
 	case port.Protocol == mesh.UDP:
 		return no(gatewayv1.RouteReasonUnsupportedProtocol, "port %d of %s %s/%s is UDP", *ref.Port, kind, namespace, ref.Name)
 	}
+	r.services = append(r.services, host)
 	return &networking.Destination{Host: host, Port: &networking.PortSelector{Number: uint32(*ref.Port)}}, condition{}
 }
 

@@ -42,7 +42,7 @@ type Config struct {
 // Derive is the function Derive under a Config.
 func (cfg Config) Derive(snap *mesh.Snapshot, declared func(host string) *mesh.ServiceDecl, before *mesh.Derived) *mesh.Derived {
 	c := &converter{
-		cfg: cfg, snap: snap, declared: declared, out: &mesh.Derived{}, namespaces: map[string]map[string]string{}, classes: map[string]bool{ClassName: true}, others: map[string]bool{}, gateways: map[key]*gateway{},
+		cfg: cfg, snap: snap, declared: declared, out: &mesh.Derived{}, namespaces: map[string]map[string]string{}, classes: map[string]bool{ClassName: true}, others: map[string]bool{}, gateways: map[key]*gateway{}, users: map[string]map[*gateway]bool{},
 	}
 	if len(snap.KubeObjects) == 0 {
 		return c.out
@@ -60,6 +60,7 @@ func (cfg Config) Derive(snap *mesh.Snapshot, declared func(host string) *mesh.S
 		c.deploy(g)
 	}
 	c.ingress()
+	c.policies()
 	c.share(before)
 	return c.out
 }
@@ -80,6 +81,7 @@ type converter struct {
 	gateways   map[key]*gateway
 	ordered    []*gateway // by namespace and name
 	routes     []*route
+	users      map[string]map[*gateway]bool // who leads to a host
 }
 
 // collect sorts the objects by what they are.
@@ -156,6 +158,11 @@ func (c *converter) share(before *mesh.Derived) {
 	reuse(out.Input.VirtualServices, before.Input.VirtualServices, func(x *mesh.VirtualService) mesh.ObjectRef { return x.Object }, func(a, b *mesh.VirtualService) bool {
 		return a.Object == b.Object && a.GatewayAPI == b.GatewayAPI && slices.Equal(a.Origins, b.Origins) && proto.Equal(a.Spec, b.Spec)
 	})
+	for i, x := range out.Backends {
+		if i < len(before.Backends) && sameBackend(x, before.Backends[i]) {
+			out.Backends[i] = before.Backends[i]
+		}
+	}
 }
 
 // reuse puts equal values of old in the place of those in list.

@@ -25,6 +25,7 @@ type route struct {
 	partly   string    // rules that cannot be honoured
 	invalid  string    // no rule can be
 	results  []result
+	services []string // hosts that it leads to
 }
 
 // result is what one parent makes of a route.
@@ -58,6 +59,9 @@ func (c *converter) attach(r *route) {
 		}
 		accepted, taken := c.parent(r, g, p)
 		r.results = append(r.results, result{p, i, accepted})
+		if len(taken) > 0 {
+			c.uses(g, r)
+		}
 		for _, t := range taken {
 			if !bound[t.listener] {
 				bound[t.listener] = true

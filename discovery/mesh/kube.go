@@ -49,3 +49,18 @@ type WantedObject struct {
 	For                      ObjectRef // on whose behalf
 	JSON                     []byte
 }
+
+// BackendTLS returns how gateways speak to a port of a Service; nil: nothing is said of it.
+func (s *Snapshot) BackendTLS(host string, port uint32) *BackendTLS {
+	var all *BackendTLS
+	for _, b := range s.Backends {
+		switch {
+		case b.Host != host:
+		case b.Port == port:
+			return b
+		case b.Port == 0:
+			all = b
+		}
+	}
+	return all
+}

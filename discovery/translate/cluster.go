@@ -239,12 +239,18 @@ func (v *view) secure(c *clusterv3.Cluster, u upstream) {
 
 func (v *view) transport(c *clusterv3.Cluster, u upstream) {
 	tls := u.policy.GetTls()
+	backend := v.snap.BackendTLS(u.service.Host, u.port.Number)
+	if backend != nil && v.proxy.Type == mesh.Router {
+		tls = socket.Backend(backend)
+	}
 	if tls != nil {
 		switch tls.GetMode() {
 		case networking.ClientTLSSettings_SIMPLE, networking.ClientTLSSettings_MUTUAL:
 			s, err := socket.Originated(tls, u.service.Host, u.service.SubjectAltNames, u.port.Protocol.IsHTTP2(), v.credentials)
 			if c.TransportSocket = s; err != nil {
-				v.problems.add(u.object, "spec.trafficPolicy.tls.credentialName", reasonCredential, err.Error())
+				if backend == nil { // a policy's conditions say why
+					v.problems.add(u.object, "spec.trafficPolicy.tls.credentialName", reasonCredential, err.Error())
+				}
 				traffic.Empty(c)
 			}
 			return

@@ -24,7 +24,7 @@ func Changed(old, snap *mesh.Snapshot) (pairs [][2]*mesh.Service, ok bool) {
 		!slices.Equal(old.VirtualServices, snap.VirtualServices) || !slices.Equal(old.DestinationRules, snap.DestinationRules) || !slices.Equal(old.Sidecars, snap.Sidecars) ||
 		!slices.Equal(old.Networks, snap.Networks) || old.MeshConfig != snap.MeshConfig || !slices.Equal(old.Gateways, snap.Gateways) || !slices.Equal(old.PeerAuthentications, snap.PeerAuthentications) ||
 		!slices.Equal(old.AuthorizationPolicies, snap.AuthorizationPolicies) || !slices.Equal(old.RequestAuthentications, snap.RequestAuthentications) ||
-		!slices.Equal(old.EnvoyFilters, snap.EnvoyFilters) || !slices.Equal(old.Credentials, snap.Credentials) {
+		!slices.Equal(old.EnvoyFilters, snap.EnvoyFilters) || !slices.Equal(old.Credentials, snap.Credentials) || !slices.Equal(old.Backends, snap.Backends) {
 		return nil, false
 	}
 	for i, s := range snap.Services {

@@ -54,7 +54,11 @@ func (c *cluster) cut(obj any) (*cut, error) {
 		}
 		out.kept = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: x.Name, Namespace: x.Namespace, CreationTimestamp: x.CreationTimestamp}, Data: x.Data}
 	case *corev1.ConfigMap:
-		out.kept = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: x.Name, Namespace: x.Namespace}, Data: x.Data}
+		cut := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: x.Name, Namespace: x.Namespace}, Data: x.Data}
+		if x.Name != "istio" { // of others the authorities alone
+			cut.Data = map[string]string{"ca.crt": x.Data["ca.crt"]}
+		}
+		out.kept = cut
 	case *discoveryv1.EndpointSlice:
 		out.kept = &discoveryv1.EndpointSlice{ObjectMeta: cutMeta(x.ObjectMeta), AddressType: x.AddressType, Endpoints: x.Endpoints, Ports: x.Ports}
 	case *unstructured.Unstructured:

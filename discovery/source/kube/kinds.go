@@ -55,6 +55,8 @@ const (
 	kindConfigMap = "ConfigMap"
 	// kindCredential are the Secrets of gateways.
 	kindCredential = "Credential"
+	// kindAuthorities are ConfigMaps with certificate authorities of backends.
+	kindAuthorities = "Authorities"
 )
 
 // RemoteSecretLabel marks the Secrets that hold the kubeconfigs of remote clusters, with value "true".
@@ -86,6 +88,13 @@ func kinds(everySecret bool) []*kind {
 		{name: kindSecret, resource: "secrets", typed: func() runtime.Object { return &corev1.Secret{} }, root: true, labels: RemoteSecretLabel + "=true"},
 		{name: kindCredential, resource: "secrets", said: "secrets of gateways", typed: func() runtime.Object { return &corev1.Secret{} }, root: !everySecret, labels: RemoteSecretLabel + "!=true", fields: otherSecrets},
 		{name: kindConfigMap, resource: "configmaps", typed: func() runtime.Object { return &corev1.ConfigMap{} }, root: true, fields: fields.OneTermEqualSelector("metadata.name", "istio").String()},
+	}
+	if everySecret { // authorities of backends; each namespace has its cluster's, which is none of them
+		core = append(core, &kind{
+			name: kindAuthorities, resource: "configmaps", said: "configmaps with authorities", typed: func() runtime.Object { return &corev1.ConfigMap{} },
+			fields: fields.AndSelectors(fields.OneTermNotEqualSelector("metadata.name", "istio"), fields.OneTermNotEqualSelector("metadata.name", "kube-root-ca.crt"),
+				fields.OneTermNotEqualSelector("metadata.name", "istio-ca-root-cert")).String(),
+		})
 	}
 	for _, k := range core {
 		k.versions = []string{"v1"}

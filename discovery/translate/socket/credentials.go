@@ -9,6 +9,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
@@ -99,6 +100,9 @@ func (c *Credentials) certificate(name string) (*tlsv3.SdsSecretConfig, error) {
 
 // roots refers to the authorities in a Secret: those of NAME-cacert, else those beside the certificate of NAME.
 func (c *Credentials) roots(name string) (*tlsv3.SdsSecretConfig, error) {
+	if id, is := strings.CutPrefix(name, schemeBackend); is {
+		return c.backendRoots(name, id)
+	}
 	base := strings.TrimSuffix(name, authorities)
 	sds, found, err := c.find(base + authorities)
 	if err != nil {
@@ -116,6 +120,29 @@ func (c *Credentials) roots(name string) (*tlsv3.SdsSecretConfig, error) {
 	}
 	c.used[sds] = &tlsv3.Secret{Name: sds, Type: &tlsv3.Secret_ValidationContext{ValidationContext: v}}
 	return &tlsv3.SdsSecretConfig{Name: sds, SdsConfig: wire.ADS(0)}, nil
+}
+
+// schemeBackend stands before the object that says how a backend is verified.
+const schemeBackend = "backend-tls://"
+
+// Backend is TLS towards a backend of the Gateway API, as a DestinationRule would ask for it.
+func Backend(b *mesh.BackendTLS) *networking.ClientTLSSettings {
+	out := &networking.ClientTLSSettings{Mode: networking.ClientTLSSettings_SIMPLE, Sni: b.Name, SubjectAltNames: b.Names}
+	if len(b.Roots) > 0 || b.Broken {
+		out.CredentialName = schemeBackend + b.Object.Namespace + "/" + b.Object.Name
+	}
+	return out
+}
+
+// backendRoots are authorities that the Snapshot itself holds.
+func (c *Credentials) backendRoots(name, id string) (*tlsv3.SdsSecretConfig, error) {
+	for _, b := range c.snap.Backends {
+		if b.Object.Namespace+"/"+b.Object.Name == id && !b.Broken && len(b.Roots) > 0 {
+			c.used[name] = &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(b.Roots)}}}
+			return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: wire.ADS(0)}, nil
+		}
+	}
+	return nil, fmt.Errorf("BackendTLSPolicy %s: %w", id, ErrNoRoots)
 }
 
 func inline(pem []byte) *corev3.DataSource {

@@ -133,7 +133,7 @@ trustDomain: amber.mesh
 network: amber-net                # default: the cluster's
 locality: north/a/rack1           # region/zone/subzone, optional
 addresses: [10.1.0.5]             # default: those of the interfaces
-labels: {app: productpage}        # role gateway: istio: eastwestgateway unless "istio" is set
+labels: {app: productpage}        # role gateway: istio: eastwestgateway unless "istio" or a Gateway is named
 controlPlane:
   addresses: ["10.1.0.2:15012"]   # tried in turn
   serverName: xds.amber.mesh      # default xds.TRUSTDOMAIN
@@ -285,7 +285,7 @@ func (c *Config) setDefaults() {
 		if c.Labels == nil {
 			c.Labels = map[string]string{}
 		}
-		if c.Labels["istio"] == "" {
+		if c.Labels["istio"] == "" && c.Labels["gateway.networking.k8s.io/gateway-name"] == "" {
 			c.Labels["istio"] = "eastwestgateway"
 		}
 	}
