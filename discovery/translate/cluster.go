@@ -38,6 +38,7 @@ type upstream struct {
 	object  mesh.ObjectRef // the DestinationRule
 	facts   facts
 	rank    *locality.Ranking
+	router  bool             // it is for a gateway, whose clients dialled the gateway
 	inside  []mesh.NetworkID // networks whose gateways are behind an internal listener, sorted
 }
 
@@ -85,7 +86,7 @@ func (u upstream) byAddress() bool {
 	if u.policy.GetLoadBalancer().GetSimple() == networking.LoadBalancerSettings_PASSTHROUGH {
 		return true
 	}
-	return u.service.Resolution == mesh.None || u.service.Headless && !u.port.Protocol.IsHTTP() && u.service.Resolution == mesh.Static
+	return u.service.Resolution == mesh.None || u.service.Headless && !u.router && !u.port.Protocol.IsHTTP() && u.service.Resolution == mesh.Static
 }
 
 // upstreams lists the clusters of one service.
@@ -110,6 +111,7 @@ func (v *view) upstreams(s *mesh.Service) []upstream {
 
 // ranked adds what depends on the places of the endpoints.
 func (v *view) ranked(u upstream) upstream {
+	u.router = v.proxy.Type == mesh.Router
 	u.rank = locality.For(v.meshConfig().GetLocalityLbSetting(), u.policy.GetLoadBalancer().GetLocalityLbSetting(), u.policy.GetOutlierDetection() != nil, v.proxy)
 	if u.facts.networks && u.service.Resolution != mesh.DNS {
 		u.inside = v.insideOf(u)

@@ -130,7 +130,9 @@ func (c *chains) manager(table string) *hcmv3.HttpConnectionManager {
 
 func (b *builder) table(name string, hosts []*routev3.VirtualHost) {
 	b.names[name] = true
-	b.tables = append(b.tables, &routev3.RouteConfiguration{Name: name, ValidateClusters: wire.No(), VirtualHosts: hosts})
+	b.tables = append(b.tables, &routev3.RouteConfiguration{
+		Name: name, ValidateClusters: wire.No(), VirtualHosts: hosts, IgnorePortInHostMatching: true, // a load balancer before it may have any port
+	})
 }
 
 // misdirected answers 421 to requests for hosts that the server is not for, which arrive when a client uses a connection
