@@ -20,6 +20,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/connrotation"
+
+	"github.com/isthmus-mesh/isthmus/discovery/source/kube/reduce"
 )
 
 // newScheme holds the types that are decoded from protobuf; the clientset of all of Kubernetes would be much larger.
@@ -144,7 +146,7 @@ func slim(list runtime.Object) {
 	for i := range pods.Items {
 		p := &pods.Items[i]
 		resourceVersion := p.ResourceVersion
-		*p = *cutPod(p)
+		*p = *reduce.Pod(p)
 		p.ResourceVersion = resourceVersion
 	}
 }
