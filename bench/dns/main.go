@@ -130,17 +130,20 @@ func (c *candidate) once(ctx context.Context) (result, error) {
 
 func report(all []*candidate, small, large *server) {
 	fmt.Printf("%d processors, %s; dnsperf and server on one machine, over loopback, UDP; half A, half AAAA, names at random\n", runtime.NumCPU(), runtime.Version())
-	fmt.Printf("%d rounds of %d s, taking turns; medians\n\n", rounds, seconds)
+	fmt.Printf("%d rounds of %d s, taking turns; medians, of ratios those of the rounds\n\n", rounds, seconds)
 	fmt.Printf("%-42s %12s %14s %10s %8s\n", "", "answers/s", "CPU an answer", "SERVFAIL", "lost")
-	by := map[string]result{}
+	by := map[*candidate]result{}
 	for _, c := range all {
 		r := median(c.results)
-		by[c.name] = r
+		by[c] = r
 		fmt.Printf("%-42s %12.0f %11.2f us %10d %8d\n", c.name, r.rate, float64(r.cpu.Nanoseconds())/1000, r.servfail, r.lost)
 	}
 	line := func(text string, a, b *candidate, target string) {
-		x, y := by[a.name], by[b.name]
-		fmt.Printf("%-52s %5.2fx (target %s); CPU an answer %.2fx\n", text, x.rate/y.rate, target, float64(x.cpu)/float64(y.cpu))
+		ratios := make([]float64, rounds)
+		for i := range ratios { // of one round each: what else the machine did was the same for both, nearly
+			ratios[i] = a.results[i].rate / b.results[i].rate
+		}
+		fmt.Printf("%-52s %5.2fx (target %s); CPU an answer %.2fx\n", text, middle(ratios), target, float64(by[a].cpu)/float64(by[b].cpu))
 	}
 	hosts, file, isthmus, big, changing := all[0], all[1], all[2], all[3], all[4]
 	fmt.Println()

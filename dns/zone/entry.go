@@ -113,8 +113,13 @@ func (e *entry) wildcard() bool { return e.host && strings.HasPrefix(e.name, "*.
 func (e *entry) a() string    { return e.rr[:int(e.n4)*aLen] }
 func (e *entry) aaaa() string { return e.rr[int(e.n4)*aLen:] }
 
-// reversible reports whether PTR is answered for the entry's addresses.
-func (e *entry) reversible() bool { return e.host && !e.apart && !e.wildcard() }
+// reversible gives the addresses that PTR is answered for.
+func (e *entry) reversible() iter.Seq[netip.Addr] {
+	if !e.host || e.apart || e.wildcard() {
+		return func(func(netip.Addr) bool) {}
+	}
+	return e.addrs()
+}
 
 // addrs gives every address.
 func (e *entry) addrs() iter.Seq[netip.Addr] {
@@ -133,11 +138,9 @@ func (e *entry) addrs() iter.Seq[netip.Addr] {
 }
 
 func (e *entry) hasAddr(a netip.Addr) bool {
-	if e.reversible() {
-		for b := range e.addrs() {
-			if a == b {
-				return true
-			}
+	for b := range e.reversible() {
+		if a == b {
+			return true
 		}
 	}
 	return false

@@ -133,7 +133,7 @@ func (z *Zone) fill(r *reply, qtype, id uint16, name []byte) Result {
 	}
 	a := z.zoneOf(name)
 	if addr, ok := reverse(name); ok {
-		if e := z.names.byAddr(addr); e != nil {
+		if e := z.addrs.byAddr(addr); e != nil {
 			if qtype == dns.TypePTR {
 				r.name(dns.TypePTR, e.name)
 				return Answered

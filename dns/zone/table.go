@@ -2,8 +2,8 @@ package zone
 
 import (
 	"hash/maphash"
+	"iter"
 	"net/netip"
-	"slices"
 )
 
 // table is an immutable hash table of entries in two steps, chunks of buckets, so that the next one shares all but the
@@ -22,7 +22,12 @@ const (
 
 type (
 	chunk  [1 << chunkBits]bucket
-	bucket []*entry
+	bucket []slot
+	// slot has the hash beside the entry: others in the bucket are passed over without a look at them.
+	slot struct {
+		hash uint32
+		e    *entry
+	}
 )
 
 // newTable returns an empty table with room for n entries.
@@ -38,34 +43,38 @@ func newTable(n int) *table {
 	return t
 }
 
-func (t *table) at(hash uint64) bucket {
-	return t.chunks[hash>>chunkBits&uint64(len(t.chunks)-1)][hash&(1<<chunkBits-1)]
+func (t *table) at(hash uint32) bucket {
+	return t.chunks[hash>>chunkBits&uint32(len(t.chunks)-1)][hash&(1<<chunkBits-1)]
 }
 
-// byName returns the entry of exactly that name, or nil.
+// byName returns the entry of exactly that name, or nil, in a table by name.
 func (t *table) byName(name []byte) *entry {
-	for _, e := range t.at(maphash.Bytes(t.seed, name)) {
-		if e.name == string(name) {
-			return e
+	hash := uint32(maphash.Bytes(t.seed, name))
+	for _, s := range t.at(hash) {
+		if s.hash == hash && s.e.name == string(name) {
+			return s.e
 		}
 	}
 	return nil
 }
 
-// byAddr returns the entry with the smallest name whose reverse name is that of a, or nil.
+// byAddr returns the entry with the smallest name that has the address, or nil, in a table by address.
 func (t *table) byAddr(a netip.Addr) *entry {
 	var best *entry
-	for _, e := range t.at(t.hashAddr(a)) {
-		if e.hasAddr(a) && (best == nil || e.name < best.name) {
-			best = e
+	hash := t.hashAddr(a)
+	for _, s := range t.at(hash) {
+		if s.hash == hash && s.e.hasAddr(a) && (best == nil || s.e.name < best.name) {
+			best = s.e
 		}
 	}
 	return best
 }
 
-func (t *table) hashAddr(a netip.Addr) uint64 {
+func (t *table) hashName(name string) uint32 { return uint32(maphash.String(t.seed, name)) }
+
+func (t *table) hashAddr(a netip.Addr) uint32 {
 	b := a.As16()
-	return maphash.Bytes(t.seed, b[:])
+	return uint32(maphash.Bytes(t.seed, b[:]))
 }
 
 // editor makes the next table. It copies what it touches once.
@@ -80,9 +89,22 @@ func (t *table) edit() *editor {
 	return &editor{t: &next, owned: map[*chunk]*[1 << chunkBits]bool{}}
 }
 
+// done returns the next table, a larger one if there is much in it.
+func (d *editor) done() *table {
+	if !d.t.full() {
+		return d.t
+	}
+	l := editor{t: newTable(2 * d.t.n), owned: map[*chunk]*[1 << chunkBits]bool{}}
+	l.t.seed = d.t.seed
+	for s := range d.t.all() {
+		l.swap(s.hash, nil, s.e)
+	}
+	return l.t
+}
+
 // bucket returns the bucket of a hash to write to.
-func (d *editor) bucket(hash uint64) *bucket {
-	at := &d.t.chunks[hash>>chunkBits&uint64(len(d.t.chunks)-1)]
+func (d *editor) bucket(hash uint32) *bucket {
+	at := &d.t.chunks[hash>>chunkBits&uint32(len(d.t.chunks)-1)]
 	mine := d.owned[*at]
 	if mine == nil {
 		c := **at
@@ -99,24 +121,24 @@ func (d *editor) bucket(hash uint64) *bucket {
 }
 
 // swap puts next in the place of old under a hash; either may be nil.
-func (d *editor) swap(hash uint64, old, next *entry) {
+func (d *editor) swap(hash uint32, old, next *entry) {
 	b := d.bucket(hash)
-	for i, e := range *b {
-		if e != old || old == nil {
+	for i, s := range *b {
+		if s.e != old || s.hash != hash || old == nil {
 			continue
 		}
 		if next != nil {
-			(*b)[i] = next
+			(*b)[i].e = next
 			return
 		}
 		last := len(*b) - 1
-		(*b)[i], (*b)[last] = (*b)[last], nil
+		(*b)[i], (*b)[last] = (*b)[last], slot{}
 		*b = (*b)[:last]
 		d.t.n--
 		return
 	}
 	if next != nil {
-		*b = append(*b, next)
+		*b = append(*b, slot{hash, next})
 		d.t.n++
 	}
 }
@@ -124,30 +146,15 @@ func (d *editor) swap(hash uint64, old, next *entry) {
 // full reports whether a larger table is due.
 func (t *table) full() bool { return t.n > len(t.chunks)<<chunkBits*load }
 
-// larger returns a table of the same entries with room for as many more.
-func (t *table) larger() *table {
-	d := editor{t: newTable(2 * t.n), owned: map[*chunk]*[1 << chunkBits]bool{}}
-	t.eachName(func(e *entry) bool {
-		for _, h := range e.hashes(d.t) {
-			d.swap(h, nil, e)
-		}
-		return true
-	})
-	return d.t
-}
-
-// eachName calls f with every entry once, until it returns false.
-func (t *table) eachName(f func(*entry) bool) {
-	for i, c := range t.chunks {
-		for j, b := range c {
-			for k, e := range b {
-				// An entry is found under its addresses, too: here, and perhaps in this very bucket.
-				h := maphash.String(t.seed, e.name)
-				if h>>chunkBits&uint64(len(t.chunks)-1) != uint64(i) || h&(1<<chunkBits-1) != uint64(j) || slices.Contains(b[:k], e) {
-					continue
-				}
-				if !f(e) {
-					return
+// all gives every entry, once for each of its keys.
+func (t *table) all() iter.Seq[slot] {
+	return func(yield func(slot) bool) {
+		for _, c := range t.chunks {
+			for _, b := range c {
+				for _, s := range b {
+					if !yield(s) {
+						return
+					}
 				}
 			}
 		}

@@ -65,19 +65,23 @@ func TestWith(t *testing.T) {
 // dump shows all that a Zone knows.
 func dump(z *Zone) string {
 	var out []string
-	seen := map[*entry]int{}
-	keys := 0
-	for _, c := range z.names.chunks {
-		for _, b := range c {
-			for _, e := range b {
-				seen[e]++
-				keys++
-			}
+	names, addrs, keys := map[*entry]int{}, map[*entry]int{}, 0
+	for s := range z.names.all() {
+		names[s.e]++
+		keys++
+	}
+	for s := range z.addrs.all() {
+		addrs[s.e]++
+		keys++
+	}
+	for e := range addrs {
+		if names[e] == 0 {
+			out = append(out, e.name+" is old and has addresses")
 		}
 	}
-	for e, n := range seen {
-		if n != len(e.hashes(z.names)) {
-			out = append(out, fmt.Sprintf("%s is there %d times", e.name, n))
+	for e, n := range names {
+		if n != 1 || addrs[e] != len(slices.Collect(e.reversible())) {
+			out = append(out, fmt.Sprintf("%s is there %d times and %d", e.name, n, addrs[e]))
 		}
 		out = append(out, fmt.Sprintf("%s kids=%d host=%v %v", e.name, e.kids, e.host, prototext.Format(e.proto())))
 	}
@@ -86,7 +90,7 @@ func dump(z *Zone) string {
 		out = append(out, q.Question[0].Name+" "+show(z.Answer(q)))
 	}
 	slices.Sort(out)
-	return strings.Join(out, "\n") + fmt.Sprintf("\nwild=%d hosts=%d keys=%d", z.wild, z.hosts, z.names.n-keys)
+	return strings.Join(out, "\n") + fmt.Sprintf("\nwild=%d hosts=%d keys=%d", z.wild, z.hosts, z.names.n+z.addrs.n-keys)
 }
 
 func many(n int) map[string]*dnsv1.Host {
@@ -107,7 +111,7 @@ func TestGrowth(t *testing.T) {
 	for name, h := range hosts {
 		z = z.With(map[string]*dnsv1.Host{name: h}, nil)
 	}
-	if z.names.full() || dump(z) != dump(New(hosts, z.opts)) {
+	if z.names.full() || z.addrs.full() || dump(z) != dump(New(hosts, z.opts)) {
 		t.Error("the grown Zone is another")
 	}
 }
@@ -137,12 +141,16 @@ func TestMemory(t *testing.T) {
 func BenchmarkReply(b *testing.B) {
 	for _, n := range []int{1000, 100_000} {
 		z := New(many(n), Options{Zones: []string{"global"}})
-		q := new(dns.Msg).SetQuestion("service-000777.team-277.global.", dns.TypeA)
+		var questions []*dns.Msg
+		for i := range 100_000 {
+			i = i * 7919 % n
+			questions = append(questions, new(dns.Msg).SetQuestion(fmt.Sprintf("service-%06d.team-%03d.global.", i, i%500), dns.TypeA))
+		}
 		buf := make([]byte, 512)
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			b.ReportAllocs()
-			for range b.N {
-				if _, r := z.Reply(buf, q, 512); r != Answered {
+			for i := range b.N {
+				if _, r := z.Reply(buf, questions[i%len(questions)], 512); r != Answered {
 					b.Fatal(r)
 				}
 			}

@@ -7,7 +7,6 @@ package zone
 
 import (
 	"cmp"
-	"hash/maphash"
 	"iter"
 	"slices"
 	"strings"
@@ -44,7 +43,8 @@ const (
 type Zone struct {
 	opts   Options
 	zones  []apex // the longest first
-	names  *table
+	names  *table // by name
+	addrs  *table // by address, of those that PTR is answered for
 	hosts  int
 	wild   int    // how many hosts are wildcards
 	serial uint32 // of the SOA: counts changes
@@ -62,7 +62,7 @@ func New(hosts map[string]*dnsv1.Host, o Options) *Zone {
 	if o.TTL == 0 {
 		o.TTL = DefaultTTL
 	}
-	z := &Zone{opts: o, names: newTable(2 * len(hosts))}
+	z := &Zone{opts: o, names: newTable(len(hosts)), addrs: newTable(2 * len(hosts))}
 	for _, s := range o.Zones {
 		a := apex{name: dns.CanonicalName(s), version: Version}
 		if a.wire = len(a.name) + 1; a.name == "." {
@@ -81,7 +81,7 @@ func New(hosts map[string]*dnsv1.Host, o Options) *Zone {
 func (z *Zone) With(changed map[string]*dnsv1.Host, gone []string) *Zone {
 	next := *z
 	next.serial++
-	w := writer{zone: &next, d: z.names.edit()}
+	w := writer{zone: &next, names: z.names.edit(), addrs: z.addrs.edit()}
 	for _, name := range gone {
 		w.remove(dns.CanonicalName(name))
 	}
@@ -93,10 +93,7 @@ func (z *Zone) With(changed map[string]*dnsv1.Host, gone []string) *Zone {
 		}
 		w.put(e)
 	}
-	next.names = w.d.t
-	if next.names.full() {
-		next.names = next.names.larger()
-	}
+	next.names, next.addrs = w.names.done(), w.addrs.done()
 	return &next
 }
 
@@ -106,18 +103,22 @@ func (z *Zone) Len() int { return z.hosts }
 // All gives every host, in no order.
 func (z *Zone) All() iter.Seq[*dnsv1.Host] {
 	return func(yield func(*dnsv1.Host) bool) {
-		z.names.eachName(func(e *entry) bool { return !e.host || yield(e.proto()) })
+		for s := range z.names.all() {
+			if s.e.host && !yield(s.e.proto()) {
+				return
+			}
+		}
 	}
 }
 
 // writer makes the names of the next Zone.
 type writer struct {
-	zone *Zone
-	d    *editor
+	zone         *Zone
+	names, addrs *editor
 }
 
 func (w *writer) put(e *entry) {
-	old := w.d.t.byName([]byte(e.name))
+	old := w.names.t.byName([]byte(e.name))
 	if old != nil {
 		e.kids = old.kids
 	}
@@ -128,7 +129,7 @@ func (w *writer) put(e *entry) {
 }
 
 func (w *writer) remove(name string) {
-	old := w.d.t.byName([]byte(name))
+	old := w.names.t.byName([]byte(name))
 	switch {
 	case old == nil || !old.host:
 	case old.kids > 0:
@@ -146,7 +147,7 @@ func (w *writer) born(name string) {
 		if above == "" {
 			return
 		}
-		if e := w.d.t.byName([]byte(above)); e != nil {
+		if e := w.names.t.byName([]byte(above)); e != nil {
 			c := *e
 			c.kids++
 			w.set(e, &c)
@@ -161,7 +162,7 @@ func (w *writer) born(name string) {
 func (w *writer) died(name string) {
 	for {
 		above := parent(name)
-		e := w.d.t.byName([]byte(above))
+		e := w.names.t.byName([]byte(above))
 		if e == nil {
 			return
 		}
@@ -175,21 +176,24 @@ func (w *writer) died(name string) {
 	}
 }
 
-// set puts next in the place of old under all its keys; either may be nil.
+// set puts next in the place of old under all its keys; one of them may be nil.
 func (w *writer) set(old, next *entry) {
-	t := w.d.t
+	name := ""
 	if old != nil {
 		w.count(old, -1)
-		for _, h := range old.hashes(t) {
-			w.d.swap(h, old, nil)
+		name = old.name
+		for a := range old.reversible() {
+			w.addrs.swap(w.addrs.t.hashAddr(a), old, nil)
 		}
 	}
 	if next != nil {
 		w.count(next, 1)
-		for _, h := range next.hashes(t) {
-			w.d.swap(h, nil, next)
+		name = next.name
+		for a := range next.reversible() {
+			w.addrs.swap(w.addrs.t.hashAddr(a), nil, next)
 		}
 	}
+	w.names.swap(w.names.t.hashName(name), old, next)
 }
 
 func (w *writer) count(e *entry, d int) {
@@ -254,15 +258,4 @@ func (z *Zone) closest(name []byte) *entry {
 			return nil
 		}
 	}
-}
-
-// hashes returns those of the keys an entry is found under: its name and its reverse names.
-func (e *entry) hashes(t *table) []uint64 {
-	out := append(make([]uint64, 0, 3), maphash.String(t.seed, e.name))
-	if e.reversible() {
-		for a := range e.addrs() {
-			out = append(out, t.hashAddr(a))
-		}
-	}
-	return out
 }
