@@ -52,7 +52,7 @@ func (d *daemon) webhooks(l net.Listener, reg prometheus.Registerer) ([]part, er
 	if err != nil {
 		return nil, err
 	}
-	c := webhook.Config{Listener: l, Certificate: cert.GetCertificate, Cluster: d.cfg.Cluster, Validate: d.validateObject, Log: d.log, Reg: reg}
+	c := webhook.Config{Listener: l, Certificate: cert.GetCertificate, Cluster: d.cfg.Cluster, Validate: d.validateObject, Proxies: d.proxyConfigs, Log: d.log, Reg: reg}
 	var parts []part
 	if k.Enabled {
 		watcher, more, err := d.watchInjection(k, namespace)
@@ -68,6 +68,15 @@ func (d *daemon) webhooks(l net.Listener, reg prometheus.Registerer) ([]part, er
 		c.Injector = fixedInjection{defaults}
 	}
 	return append(parts, part{"discovery/inject/webhook", webhook.New(c).Run}), nil
+}
+
+// proxyConfigs are those of the newest snapshot.
+func (d *daemon) proxyConfigs() []*mesh.ProxyConfig {
+	snap, _ := d.snapshots.Latest()
+	if snap == nil {
+		return nil
+	}
+	return snap.ProxyConfigs
 }
 
 // watchInjection makes the parts that need the API server: the injector's configuration, and its certificate authority

@@ -128,8 +128,7 @@ func kinds(group string) (decoded, ignored, unsupported []string) {
 	case "discovery.k8s.io":
 		return []string{"EndpointSlice"}, nil, nil
 	case "networking.istio.io":
-		return []string{"ServiceEntry", "WorkloadEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar", "EnvoyFilter"}, nil,
-			[]string{"ProxyConfig", "WorkloadGroup"}
+		return []string{"ServiceEntry", "WorkloadEntry", "VirtualService", "DestinationRule", "Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig", "WorkloadGroup"}, nil, nil
 	case "security.istio.io":
 		return []string{"PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"}, nil, nil
 	case "multicluster.x-k8s.io":
@@ -214,6 +213,10 @@ func (o *object) decode() {
 		o.d.in.RequestAuthentications = add(o.d.in.RequestAuthentications, security.RequestAuthentication(o.Object))
 	case "EnvoyFilter":
 		o.d.in.EnvoyFilters = add(o.d.in.EnvoyFilters, traffic.EnvoyFilter(o.Object))
+	case "ProxyConfig":
+		o.d.in.ProxyConfigs = add(o.d.in.ProxyConfigs, traffic.ProxyConfig(o.Object))
+	case "WorkloadGroup":
+		o.d.in.WorkloadGroups = add(o.d.in.WorkloadGroups, traffic.WorkloadGroup(o.Object))
 	case "ServiceExport":
 		o.serviceExport()
 	}

@@ -88,10 +88,10 @@ func (r *reader) json(key string, into any) {
 }
 
 // settings reads all annotations, so that each wrong one is refused whether or not it would be used.
-func (c *Config) settings(pod *corev1.Pod) (settings, error) {
+func (c *Config) settings(pod *corev1.Pod, to Request) (settings, error) {
 	r, v := &reader{pod: pod}, &c.Values.Global.Proxy
 	var s settings
-	c.proxyConfig(r, &s)
+	c.proxyConfig(r, &s, to)
 	s.includeIPs = r.get(traffic+"includeOutboundIPRanges", *v.IncludeIPRanges, isCIDRs)
 	s.excludeIPs = r.get(traffic+"excludeOutboundIPRanges", v.ExcludeIPRanges, isCIDRs)
 	s.includeIn = r.get(traffic+"includeInboundPorts", *v.IncludeInboundPorts, orStar(isPorts))
@@ -129,17 +129,22 @@ func (c *Config) settings(pod *corev1.Pod) (settings, error) {
 	return s, r.err
 }
 
-// proxyConfig lays the annotation proxy.istio.io/config over the mesh's defaultConfig.
-func (c *Config) proxyConfig(r *reader, s *settings) {
+// proxyConfig lays over the mesh's defaultConfig the ProxyConfigs of the root namespace and of the Pod's own, then the
+// annotation proxy.istio.io/config, then the ProxyConfig that selects the Pod.
+func (c *Config) proxyConfig(r *reader, s *settings, to Request) {
 	s.proxy = proto.Clone(c.Mesh.GetDefaultConfig()).(*meshconfig.ProxyConfig)
+	objects := proxyConfigsFor(to.Proxies, first(c.Mesh.GetRootNamespace(), c.Values.Global.IstioNamespace), to.Namespace.Name, r.pod.Labels)
+	lay(s.proxy, said(objects.root))
+	lay(s.proxy, said(objects.namespace))
 	r.get("proxy.istio.io/config", "", func(v string) error {
 		over := &meshconfig.ProxyConfig{}
 		if err := unmarshalProto(v, over, strict); err != nil {
 			return fmt.Errorf("not a ProxyConfig: %w", err)
 		}
-		proto.Merge(s.proxy, over)
+		lay(s.proxy, over)
 		return nil
 	})
+	lay(s.proxy, said(objects.workload))
 	text, err := marshalProto(s.proxy)
 	if err != nil && r.err == nil {
 		r.err = fmt.Errorf("write PROXY_CONFIG: %w", err)

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
 // Names of what is put into a Pod, those of Istio.
@@ -49,6 +51,8 @@ type Request struct {
 	Owner Owner
 	// Cluster and Network take the place of those in the values: a webhook may serve other clusters.
 	Cluster, Network string
+	// Proxies are the objects of kind ProxyConfig of the mesh.
+	Proxies []*mesh.ProxyConfig
 }
 
 // Result is what became of a Pod.
@@ -104,7 +108,7 @@ func (c *Config) newBuild(pod *corev1.Pod, r Request) (*build, error) {
 		b.owner = ownerOf(pod)
 	}
 	var err error
-	if b.set, err = c.settings(pod); err != nil {
+	if b.set, err = c.settings(pod, r); err != nil {
 		return nil, err
 	}
 	if b.template, b.custom, err = c.templates(pod.Annotations[templatesAnnotation]); err != nil {

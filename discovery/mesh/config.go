@@ -11,6 +11,7 @@ import (
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1"
 	envoyfilter "istio.io/api/networking/v1alpha3"
+	proxyconfig "istio.io/api/networking/v1beta1"
 	security "istio.io/api/security/v1"
 )
 
@@ -180,6 +181,20 @@ type EnvoyFilter struct {
 	Spec    *envoyfilter.EnvoyFilter
 }
 
+// ProxyConfig is an Istio ProxyConfig: what the proxies of a mesh, a namespace or a workload start with. Created orders
+// several of a kind; zero when unknown.
+type ProxyConfig struct {
+	Object  ObjectRef
+	Created time.Time
+	Spec    *proxyconfig.ProxyConfig
+}
+
+// WorkloadGroup is an Istio WorkloadGroup: what the WorkloadEntries of machines of one kind have in common.
+type WorkloadGroup struct {
+	Object ObjectRef
+	Spec   *networking.WorkloadGroup // never without a template
+}
+
 // Import is what one peer exports under one name, as its records say.
 type Import struct {
 	Cluster   ClusterID
@@ -209,6 +224,8 @@ type Input struct {
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
 	Credentials            []*Credential
+	ProxyConfigs           []*ProxyConfig
+	WorkloadGroups         []*WorkloadGroup
 	KubeObjects            []*KubeObject
 
 	PodRanges   []netip.Prefix // of the local cluster, as its nodes tell

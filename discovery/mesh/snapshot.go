@@ -24,6 +24,8 @@ type Snapshot struct {
 	RequestAuthentications []*RequestAuthentication
 	EnvoyFilters           []*EnvoyFilter
 	Credentials            []*Credential
+	ProxyConfigs           []*ProxyConfig // these two sorted by namespace and name
+	WorkloadGroups         []*WorkloadGroup
 	KubeObjects            []*KubeObject   // what the next three follow from, with objects above
 	Statuses               []*ObjectStatus // see Derived
 	Backends               []*BackendTLS

@@ -20,6 +20,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/inject"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 )
 
 // MaxBody is the largest review that is read: an API server takes objects of 3 MiB, and sends the old one, too.
@@ -52,9 +53,11 @@ type Config struct {
 	Injector    Injector
 	Namespaces  Namespaces // nil: the selectors of the webhook configuration decide alone
 	Cluster     string     // of Namespaces; a path that names another cluster is not looked up there
-	Validate    Validator  // nil: /validate lets all pass
-	Log         *slog.Logger
-	Reg         prometheus.Registerer
+	// Proxies gives the objects of kind ProxyConfig; nil: there are none.
+	Proxies  func() []*mesh.ProxyConfig
+	Validate Validator // nil: /validate lets all pass
+	Log      *slog.Logger
+	Reg      prometheus.Registerer
 }
 
 // Server answers reviews over HTTPS: /inject, /inject/cluster/NAME/net/NAME and /validate.
@@ -180,6 +183,9 @@ func (s *Server) inject(r *http.Request, q *admissionv1.AdmissionRequest) *admis
 	}
 	if s.c.Namespaces != nil && (to.Cluster == "" || to.Cluster == s.c.Cluster) {
 		to.Namespace.Labels, to.Namespace.Known = s.c.Namespaces.Labels(q.Namespace)
+	}
+	if s.c.Proxies != nil {
+		to.Proxies = s.c.Proxies()
 	}
 	a, d := s.c.Injector.Current().Review(q, to)
 	switch {

@@ -38,6 +38,8 @@ func keepBroken(now, before mesh.Input, problems []mesh.Problem) (mesh.Input, []
 	now.AuthorizationPolicies = keepOpen(k, now.AuthorizationPolicies, before.AuthorizationPolicies, func(x *mesh.AuthorizationPolicy) (mesh.ObjectRef, bool) { return x.Object, x.Closed })
 	now.RequestAuthentications = keepOpen(k, now.RequestAuthentications, before.RequestAuthentications, func(x *mesh.RequestAuthentication) (mesh.ObjectRef, bool) { return x.Object, x.Closed })
 	now.EnvoyFilters = keep(k, now.EnvoyFilters, before.EnvoyFilters, func(x *mesh.EnvoyFilter) mesh.ObjectRef { return x.Object })
+	now.ProxyConfigs = keep(k, now.ProxyConfigs, before.ProxyConfigs, func(x *mesh.ProxyConfig) mesh.ObjectRef { return x.Object })
+	now.WorkloadGroups = keep(k, now.WorkloadGroups, before.WorkloadGroups, func(x *mesh.WorkloadGroup) mesh.ObjectRef { return x.Object })
 	now.Credentials = keep(k, now.Credentials, before.Credentials, func(x *mesh.Credential) mesh.ObjectRef { return x.Object })
 	now.KubeObjects = keep(k, now.KubeObjects, before.KubeObjects, func(x *mesh.KubeObject) mesh.ObjectRef { return x.Object })
 	// Of one ConfigMap the two keys stand for themselves.
