@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/idle"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/version"
 )
@@ -59,7 +60,11 @@ certificates, and is this cluster's peer agent in the federation. Everything but
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})).With("cluster", cfg.Cluster)
 			reg := prometheus.NewRegistry()
 			reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-			if err := run(cmd.Context(), cfg, log, reg); err != nil && !errors.Is(err, context.Canceled) {
+			resting := make(chan error, 1)
+			ctx, end := context.WithCancel(cmd.Context())
+			go func() { resting <- idle.Run(ctx, idle.Config{}) }()
+			defer func() { end(); <-resting }()
+			if err := run(ctx, cfg, log, reg); err != nil && !errors.Is(err, context.Canceled) {
 				return err
 			}
 			return nil
