@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -54,7 +55,7 @@ func (d *daemon) replica(addr string) *http.Transport {
 	return &http.Transport{DisableKeepAlives: true, DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		c := trust.ClientConfig(trust.Config{Local: d.certs.control.Certificate, Bundles: d.bundles, Authorize: trust.Exactly(d.controlID())})
 		c.NextProtos = []string{alpnAdmin}
-		return (&tls.Dialer{Config: c}).DialContext(ctx, "tcp", addr)
+		return (&tls.Dialer{Config: c, NetDialer: &net.Dialer{Timeout: askReplica}}).DialContext(ctx, "tcp", addr)
 	}}
 }
 
@@ -81,7 +82,17 @@ func (d *daemon) byLeader(local http.Handler) http.Handler {
 		proxy := &httputil.ReverseProxy{
 			Rewrite:   func(p *httputil.ProxyRequest) { p.SetURL(&url.URL{Scheme: "https", Host: to}) },
 			Transport: d.replica(to),
+			ModifyResponse: func(resp *http.Response) error {
+				if resp.StatusCode == http.StatusServiceUnavailable {
+					return errors.New("it does not lead")
+				}
+				return nil
+			},
 			ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+				if r.Method == http.MethodGet {
+					local.ServeHTTP(w, r)
+					return
+				}
 				noLeader(w, "the replica that leads does not answer: "+err.Error())
 			},
 		}

@@ -191,6 +191,43 @@ func podToken(t *testing.T, api *kubetest.Server, name string) string {
 	return r.Status.Token
 }
 
+// TestColdFollower starts a replica while the API server is away, and another leads on: it follows that one as before.
+func TestColdFollower(t *testing.T) {
+	api := kubeAPI(t, "amber")
+	var replicas []*daemonTest
+	for _, name := range []string{"a", "b"} {
+		cfg := replicaConfig(t, api, "amber", name, "")
+		cfg.State.Cache.Secrets = lastknown.Always
+		replicas = append(replicas, start(t, cfg))
+		leaderOf(t, replicas...)
+	}
+	leader, follower := replicas[0], replicas[1]
+	follows := func(d *daemonTest) func() error {
+		return func() error {
+			if !strings.Contains(d.log.String(), "follows the leader") {
+				return errors.New("it does not")
+			}
+			return nil
+		}
+	}
+	eventually(t, "b follows a", follows(follower))
+	follower.stop(t)
+	api.Stop()
+	cold := start(t, follower.cfg)
+	eventually(t, "b follows a, without the API server", follows(cold))
+	leader.stop(t)
+	eventually(t, "b answers by itself", func() error {
+		var s admin.Status
+		if err := cold.call("GET", "/v1/status", nil, &s); err != nil {
+			return err
+		}
+		return hasProblem(s, "StateNotRead")
+	})
+	if strings.Contains(cold.log.String(), "speaks for the cluster") {
+		t.Error("it speaks for the cluster, and does not know what was said")
+	}
+}
+
 // keptPods counts the Pods that a start without the API server would know.
 func keptPods(reader *lastknown.Store, api *kubetest.Server, want int) error {
 	objects, _ := reader.Load("amber", api.REST().Host)

@@ -58,6 +58,7 @@ type keys struct {
 	Federation  []byte         `json:"federation"` // PEM, as Token
 	Token       []byte         `json:"token"`
 	CA          authority.Kept `json:"ca"`
+	Leader      string         `json:"leader,omitempty"` // as the Lease said last
 }
 
 // String keeps the keys out of every kind of output.
@@ -205,9 +206,42 @@ func (s *kubeState) openLedger(k *keeping) {
 
 // keep keeps the keys for a start without the API server.
 func (s *kubeState) keep(ca authority.Kept) {
-	kept := s.keys
-	kept.CA = ca
-	s.copy.SaveKeys(kept)
+	s.keeping.Lock()
+	defer s.keeping.Unlock()
+	s.keys.CA = ca
+	s.copy.SaveKeys(s.keys)
+}
+
+// keepLeader keeps who leads until ctx ends: a replica that starts without the API server follows it.
+func (s *kubeState) keepLeader(ctx context.Context) error {
+	for ctx.Err() == nil {
+		t, changed := s.election.Current()
+		s.keeping.Lock()
+		if t.Leader != "" && t.Leader != s.keys.Leader {
+			s.keys.Leader = t.Leader
+			s.copy.SaveKeys(s.keys)
+		}
+		s.keeping.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// term says who leads: whoever did last, while that cannot be read. This replica does not lead by that alone.
+func (s *kubeState) term() (kubestate.Term, <-chan struct{}) {
+	t, changed := s.election.Current()
+	if t.Leader == "" && s.cold() {
+		t.Known = true
+		s.keeping.Lock()
+		if s.keys.Leader != s.replica {
+			t.Leader = s.keys.Leader
+		}
+		s.keeping.Unlock()
+	}
+	return t, changed
 }
 
 // resume begins with what was kept. Records are those of the data directory. Nothing is said for the cluster before

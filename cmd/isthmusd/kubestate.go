@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -46,6 +47,7 @@ type kubeState struct {
 	ca       *authority.Authority
 	memory   *vips.Memory
 	copy     *lastknown.Store
+	keeping  sync.Mutex
 	keys     keys
 	resumed  *resumed // nil: the state was read
 	replica  string
@@ -169,6 +171,7 @@ func (s *kubeState) parts(d *daemon, st *store.Store) []part {
 	s.d = d
 	return []part{
 		{"leader election", s.election.Run},
+		{"leader as it is kept", s.keepLeader},
 		{"federation/kubestate", s.ledger.Run},
 		{"certificate authority", func(ctx context.Context) error {
 			l := d.listener(st)
@@ -181,14 +184,14 @@ func (s *kubeState) parts(d *daemon, st *store.Store) []part {
 
 // leads reports whether this replica is the leader, and if not where that is.
 func (s *kubeState) leads() (bool, netip.AddrPort) {
-	t, _ := s.election.Current()
+	t, _ := s.term()
 	return t.Leading, t.Address()
 }
 
 // Current implements peering.Leadership.
 func (s *kubeState) Current() (peering.Standing, <-chan struct{}) {
-	t, changed := s.election.Current()
-	st := peering.Standing{Leads: t.Leading, Term: t.Number, Known: t.Known || s.cold()}
+	t, changed := s.term()
+	st := peering.Standing{Leads: t.Leading, Term: t.Number, Known: t.Known}
 	if !t.Leading {
 		st.Leader = t.Address()
 	}

@@ -104,10 +104,10 @@ func (d *daemon) routes(ctx context.Context, issuer *token.Issuer, queue *tlsmux
 
 // leader says where joins, gossip and peers are served: by the replica that leads.
 func (d *daemon) leader() (to string, here bool) {
-	if d.kept.election == nil {
+	if d.kept.kube == nil {
 		return "", true
 	}
-	t, _ := d.kept.election.Current()
+	t, _ := d.kept.kube.term()
 	if a := t.Address(); !t.Leading && a.IsValid() {
 		return a.String(), false
 	}
