@@ -60,7 +60,7 @@ func (a *agent) addNames() error {
 		Dial: func(ctx context.Context) (*grpc.ClientConn, error) {
 			return a.connect(ctx, grpc.WithChainStreamInterceptor(end.intercept))
 		},
-		OnUpdate: func(u xdsclient.Update) error {
+		OnUpdate: guarded(func(u xdsclient.Update) error {
 			changed := make(map[string]*dnsv1.Host, len(u.Added))
 			for _, r := range u.Added {
 				h := new(dnsv1.Host)
@@ -72,7 +72,7 @@ func (a *agent) addNames() error {
 			names = names.With(changed, u.Removed)
 			server.Set(names)
 			return nil
-		},
+		}),
 		OnState: func(connected bool, err error) {
 			if connected {
 				log.Info("names and registration connected")
@@ -93,6 +93,18 @@ func (a *agent) addNames() error {
 		a.leave = end.leave
 	}
 	return nil
+}
+
+// guarded makes a panic over a response a refusal of it: the names that are there are answered on, and the proxy runs on.
+func guarded(take func(xdsclient.Update) error) func(xdsclient.Update) error {
+	return func(u xdsclient.Update) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("panic: %v", p)
+			}
+		}()
+		return take(u)
+	}
 }
 
 // streamEnd half-closes the newest stream on demand, which tells the control plane that the end is meant.
