@@ -61,9 +61,10 @@ func run(ctx context.Context) error {
 	fmt.Printf("%d processors, %s; clients and servers on one machine, over loopback; %d changes each, one after another\n\n", runtime.NumCPU(), runtime.Version(), changes)
 	fmt.Printf("%-46s %10s %9s %9s | %s\n", "isthmusd", "connect", "", "", "one endpoint changes")
 	fmt.Printf("%-46s %10s %9s %9s | %9s %9s %9s %9s\n", "", "CPU", "MiB more", "MB sent", "CPU", "p50", "p99", "bytes")
+	only := strings.Join(os.Args[1:], " ") // words of the rows to measure, or "envoy"
 	var base time.Duration
-	for _, l := range []load{{1000, 10, 1, false}, {1000, 10, 100, false}, {1000, 10, 100, true}, {1000, 10, 1000, false}, {1000, 10, 1000, true}, {10000, 2, 100, false}} {
-		if only := strings.Join(os.Args[1:], " "); !strings.Contains(l.String(), only) {
+	for _, l := range []load{{1000, 10, 1, false}, {1000, 10, 100, false}, {1000, 10, 100, true}, {1000, 10, 1000, false}, {1000, 10, 1000, true}, {10000, 2, 100, false}, {10000, 2, 100, true}} {
+		if !strings.Contains(l.String(), only) {
 			continue
 		}
 		r, err := measure(ctx, l)
@@ -75,6 +76,16 @@ func run(ctx context.Context) error {
 			base = r.change
 			fmt.Printf("%-46s %.2f %% of the bytes of a first connection\n", "  after a restart clients resume with", 100*float64(r.resumed)/float64(r.bytes))
 		}
+	}
+	if only == "" || only == "envoy" {
+		rest, storm, err := measureEnvoy(ctx)
+		if err != nil {
+			return fmt.Errorf("envoy: %w", err)
+		}
+		fmt.Printf("\nEnvoy, from a changed VirtualService to the first request that it answers\n%-46s %s\n%-46s %s\n", "at rest, one after another", rest, fmt.Sprintf("%.0f a second for %s", 1/stormEvery.Seconds(), stormTime), storm)
+	}
+	if only != "" {
+		return nil
 	}
 	floor, err := measureLinear(ctx, load{1000, 10, 100, false})
 	if err != nil {
