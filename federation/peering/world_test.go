@@ -62,7 +62,7 @@ type authority struct {
 	pem  []byte
 }
 
-func newAuthority(t *testing.T, name string) authority {
+func newAuthority(t testing.TB, name string) authority {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -81,7 +81,7 @@ func newAuthority(t *testing.T, name string) authority {
 }
 
 // leaf makes the certificate of a peer, with changes.
-func (a authority) leaf(t *testing.T, name string, change func(*x509.Certificate)) *tls.Certificate {
+func (a authority) leaf(t testing.TB, name string, change func(*x509.Certificate)) *tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -234,7 +234,11 @@ func (s *said) cluster() *federationv1.Cluster {
 }
 
 func (s *said) member() *federationv1.Member {
-	return &federationv1.Member{Name: s.name, TrustDomain: s.name + ".mesh", FederationKey: public(s.name)}
+	return memberOf(s.name, mesh.TrustDomain(s.name+".mesh"))
+}
+
+func memberOf(name string, td mesh.TrustDomain) *federationv1.Member {
+	return &federationv1.Member{Name: name, TrustDomain: string(td), FederationKey: public(name)}
 }
 
 // speak starts a cluster that serves its record stream over mutual TLS.
