@@ -16,7 +16,7 @@ FETCHED     := $(CURDIR)/build/envoy/envoy
 export ENVOY ?= $(FETCHED)
 export GOFLAGS ?= -mod=readonly
 
-.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-dns bench-kube bench-xds lint vuln fuzz simulate attack clean proto
+.PHONY: help tools build kube lab envoy demo test check unit e2e bench bench-dns bench-kube bench-sync bench-xds lint vuln fuzz simulate attack clean proto
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -87,6 +87,10 @@ bench-xds: build ## isthmusd under 1 to 1,000 xDS clients, with go-control-plane
 bench-dns: build ## the CoreDNS plugin against CoreDNS's hosts and file, with dnsperf; results in bench/results
 	@mkdir -p bench/results
 	go run ./bench/dns | tee bench/results/dns.txt
+
+bench-sync: tools ## record stream of two clusters with 100,000 endpoints: join, idle, one change, reconnection; results in bench/results
+	@mkdir -p bench/results
+	BENCH_SYNC=$(CURDIR)/bench/results/sync.txt go test -count=1 -timeout 10m -run '^TestSync$$' ./federation/peering
 
 bench-kube: envoy kube build ## from kubectl apply of one replica more to its first request from another cluster, on two clusters of the lab (root)
 	@mkdir -p bench/results

@@ -2,6 +2,7 @@ package peering
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -109,7 +110,7 @@ func (p *Peering) feed(peers []protocol.Peer, digests []*federationv1.Digest) {
 			f = &feed{changed: make(chan struct{})}
 			p.feeds[peer.Name] = f
 		}
-		f.serve(p.core.RecordsFor(peer.Name), digests, &p.encoded)
+		f.serve(p.core.RecordsFor(peer.Name), told(peer.Name, digests), &p.encoded)
 	}
 	if p.cfg.Lead != nil {
 		if p.replicas == nil {
@@ -149,12 +150,23 @@ func (p *Peering) beat() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, f := range p.feeds {
-		f.publish(xds.Set{RecordType: f.set[RecordType], DigestType: digestSet(digests)})
+	for name, f := range p.feeds {
+		f.publish(xds.Set{RecordType: f.set[RecordType], DigestType: digestSet(told(name, digests))})
 	}
 	if f := p.replicas; f != nil {
 		f.publish(xds.Set{RecordType: f.set[RecordType], DigestType: digestSet(digests)})
 	}
+}
+
+// told are the digests as a member is told them: its own only when more than its beat changed, since it knows that.
+func told(to mesh.ClusterID, digests []*federationv1.Digest) []*federationv1.Digest {
+	out := slices.Clone(digests)
+	for i, d := range out {
+		if d.Origin == string(to) {
+			out[i] = &federationv1.Digest{Origin: d.Origin, Epoch: d.Epoch, Seq: d.Seq, Hash: d.Hash}
+		}
+	}
+	return out
 }
 
 func digestSet(digests []*federationv1.Digest) *xds.Named {

@@ -12,6 +12,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/status"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
@@ -34,6 +35,8 @@ type link struct {
 	end  context.CancelFunc
 	wg   sync.WaitGroup
 	next int // gateway to try
+	// compressed: what passes is compressed, both ways.
+	compressed bool
 }
 
 func (p *Peering) connect(ctx context.Context, c protocol.Connect) {
@@ -83,6 +86,7 @@ func (l *link) gateway() string {
 // start runs in the goroutine of Run, so it may read the core.
 func (l *link) start(ctx context.Context) {
 	ctx, l.end = context.WithCancel(ctx)
+	l.compressed = l.p.understands(l.to.Peer, capGzip)
 	held := map[string]string{}
 	for _, r := range l.p.core.RecordsFor(l.to.Peer) {
 		if x := xds.NewResource(protocol.ResourceName(r), r); x != nil {
@@ -121,6 +125,9 @@ func (l *link) dial(context.Context) (*grpc.ClientConn, error) {
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithMaxHeaderListSize(64 << 10),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse), grpc.ForceCodecV2(codec{})),
+	}
+	if l.compressed {
+		opts = append(opts, grpc.WithDefaultCallOptions(grpc.UseCompressor(gzip.Name)))
 	}
 	if l.p.cfg.Dial != nil {
 		opts = append(opts, grpc.WithContextDialer(l.p.cfg.Dial))

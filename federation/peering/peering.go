@@ -84,6 +84,7 @@ type Peering struct {
 	beaten  uint64 // the own beat last served
 	refused refusals
 	encoded encodings
+	memo    policy.Memo
 
 	mu       sync.Mutex
 	feeds    map[mesh.ClusterID]*feed
@@ -197,7 +198,7 @@ func (p *Peering) more(first protocol.Event) []protocol.Event {
 
 func (p *Peering) declaration(snap *mesh.Snapshot) protocol.Declare {
 	p.local = snap.Local
-	own := policy.ClusterStatement(snap.Local, p.cfg.Core.PublicKey, []string{"pod-sni"})
+	own := policy.ClusterStatement(snap.Local, p.cfg.Core.PublicKey, []string{"pod-sni", capGzip})
 	return protocol.Declare{Statements: append(policy.Exports(snap), own)}
 }
 
@@ -306,6 +307,7 @@ func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) 
 		}
 	}
 	believe := p.cfg.Policy
+	believe.Memo = &p.memo
 	believe.OwnRanges = slices.Concat(believe.OwnRanges, p.local.PodRanges, p.local.ServiceRanges)
 	// Only a peer that is not fresh carries a time: that of a fresh one changes all the time.
 	origins, _ := policy.Imports(p.local, p.core.Records(), func(id mesh.ClusterID) (mesh.Freshness, time.Time) {

@@ -1,6 +1,8 @@
 package peering
 
 import (
+	"slices"
+
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/federation/protocol"
@@ -33,4 +35,18 @@ func (p *Peering) down() map[mesh.ClusterID]string {
 		}
 	}
 	return out
+}
+
+// capGzip is the capability of members whose record stream takes and gives compressed messages. A member that does not
+// tell it is spoken to without.
+const capGzip = "gzip"
+
+// understands reports whether a member tells a capability. It runs in the goroutine of Run.
+func (p *Peering) understands(id mesh.ClusterID, capability string) bool {
+	for _, r := range p.status.Load().Peers {
+		if r.Name == id && r.Cluster != nil {
+			return slices.Contains(r.Cluster.Capabilities, capability)
+		}
+	}
+	return false
 }

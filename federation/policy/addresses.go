@@ -64,32 +64,47 @@ func (o *Origin) gatewayConflict(id mesh.ClusterID, g netip.AddrPort, other mesh
 }
 
 // foreignAddresses leaves out endpoints on our network whose address lies in what another cluster there declares as its
-// own, and not in what its cluster declares.
+// own, and not in what its cluster declares. Imports are shared with what was read before, so one that changes is copied.
 func foreignAddresses(local *mesh.Cluster, origins []Origin) {
 	for i := range origins {
 		for _, c := range origins[i].Input.Clusters {
-			for _, imp := range origins[i].Input.Imports {
-				imp.Endpoints = slices.DeleteFunc(imp.Endpoints, func(e *mesh.Endpoint) bool {
-					if e.Address == "" || e.Network != local.Network {
-						return false
+			if c.Network != local.Network {
+				continue // its endpoints have no address here
+			}
+			for n, imp := range origins[i].Input.Imports {
+				owner := func(e *mesh.Endpoint) mesh.ClusterID { return ownerOf(local, origins, i, c, e) }
+				if !slices.ContainsFunc(imp.Endpoints, func(e *mesh.Endpoint) bool { return owner(e) != "" }) {
+					continue
+				}
+				kept := *imp
+				kept.Endpoints = nil
+				for _, e := range imp.Endpoints {
+					if by := owner(e); by != "" {
+						origins[i].foreign(imp, e, by)
+					} else {
+						kept.Endpoints = append(kept.Endpoints, e)
 					}
-					ip, err := netip.ParseAddr(e.Address)
-					if err != nil || within(c, ip) {
-						return false
-					}
-					for j := range origins {
-						for _, other := range origins[j].Input.Clusters {
-							if j != i && other.Network == c.Network && within(other, ip) {
-								origins[i].foreign(imp, e, other.ID)
-								return true
-							}
-						}
-					}
-					return false
-				})
+				}
+				origins[i].Input.Imports[n] = &kept
 			}
 		}
 	}
+}
+
+// ownerOf is the other cluster in whose ranges an endpoint of cluster c, the i-th origin, lies; empty: none.
+func ownerOf(local *mesh.Cluster, origins []Origin, i int, c *mesh.Cluster, e *mesh.Endpoint) mesh.ClusterID {
+	ip, err := netip.ParseAddr(e.Address)
+	if err != nil || e.Network != local.Network || within(c, ip) {
+		return ""
+	}
+	for j := range origins {
+		for _, other := range origins[j].Input.Clusters {
+			if j != i && other.Network == c.Network && within(other, ip) {
+				return other.ID
+			}
+		}
+	}
+	return ""
 }
 
 func (o *Origin) foreign(imp *mesh.Import, e *mesh.Endpoint, owner mesh.ClusterID) {

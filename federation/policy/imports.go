@@ -21,6 +21,9 @@ type Options struct {
 	AllowLoopback bool
 	// MaxEndpoints caps the endpoints of one origin; 0 is 100,000. MaxServices its services; 0 is 20,000.
 	MaxEndpoints, MaxServices int
+	// Memo keeps what was read of each service from one call to the next: one that is unchanged is not read again, and
+	// its Import is the same value. nil: everything is read anew.
+	Memo *Memo
 	// OwnRanges are addresses of our own workloads and services: no peer's endpoint may claim them.
 	OwnRanges []netip.Prefix
 }
@@ -54,6 +57,7 @@ func Imports(local *mesh.Cluster, records []*federationv1.Record, freshness func
 	if o.MaxServices <= 0 {
 		o.MaxServices = 20_000
 	}
+	o.Memo.turn(local, o.OwnRanges)
 	byOrigin := map[mesh.ClusterID][]*federationv1.Record{}
 	var order []mesh.ClusterID
 	for _, r := range records {
@@ -157,7 +161,7 @@ func (in *importer) run(records []*federationv1.Record) {
 			in.problem(in.ref("Cluster", "", string(in.id)), "", "TooManyServices", "cluster %s has %d services, %d are allowed, the rest is not used", in.id, len(services), in.o.MaxServices)
 			break
 		}
-		in.readService(r, endpoints[r.Key])
+		in.recall(r, endpoints[r.Key])
 	}
 	slices.SortFunc(in.imports, func(a, b *mesh.Import) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))

@@ -254,6 +254,9 @@ func (c *Core) receive(from mesh.ClusterID, way Way, in *federationv1.Record) bo
 		return false
 	}
 	e.verified, o.leap = true, false
+	if o.behind != nil { // it is on its way: asking now would have it sent twice
+		o.behind.at = max(o.behind.at, c.now+c.cfg.ResyncAfter)
+	}
 	before := len(c.out)
 	c.apply(o, e)
 	if isFarewell(r) {
