@@ -250,6 +250,8 @@ func TestEnvoyGateway(t *testing.T) {
 		}}}},
 		Credentials: []*mesh.Credential{
 			client, secret("one", "one.example.com", 10), secret("two", "two.example.com", 20), secret("safe", "safe.example.com", 30),
+			secret("opt", "opt.example.com", 31), secret("old", "old.example.com", 32),
+			{Object: mesh.ObjectRef{Kind: "Secret", Namespace: "istio-system", Name: "opt-cacert"}, Roots: ca.pem},
 			{Object: mesh.ObjectRef{Kind: "Secret", Namespace: "istio-system", Name: "safe-cacert"}, Roots: ca.pem, CRL: ca.revoke(t, 66)},
 		},
 		Gateways: []*mesh.Gateway{{Object: mesh.ObjectRef{Kind: "Gateway", Namespace: "a", Name: "gw"}, Spec: &networking.Gateway{Selector: map[string]string{"istio": "ingressgateway"}, Servers: []*networking.Server{
@@ -257,6 +259,9 @@ func TestEnvoyGateway(t *testing.T) {
 			gw(secure, "one", "HTTPS", "one.example.com", &networking.ServerTLSSettings{Mode: simple, CredentialName: "one"}),
 			gw(secure, "two", "HTTPS", "two.example.com", &networking.ServerTLSSettings{Mode: simple, CredentialName: "two"}),
 			gw(secure, "safe", "HTTPS", "safe.example.com", &networking.ServerTLSSettings{Mode: mutual, CredentialName: "safe"}),
+			gw(secure, "opt", "HTTPS", "opt.example.com", &networking.ServerTLSSettings{Mode: networking.ServerTLSSettings_OPTIONAL_MUTUAL, CredentialName: "opt"}),
+			gw(secure, "old", "HTTPS", "old.example.com", &networking.ServerTLSSettings{Mode: simple, CredentialName: "old",
+				MaxProtocolVersion: networking.ServerTLSSettings_TLSV1_2, CipherSuites: []string{"ECDHE-ECDSA-AES256-GCM-SHA384"}}),
 			gw(secure, "gone", "HTTPS", "gone.example.com", &networking.ServerTLSSettings{Mode: simple, CredentialName: "gone"}),
 			gw(secure, "pass", "TLS", "own.example.com", &networking.ServerTLSSettings{Mode: networking.ServerTLSSettings_PASSTHROUGH}),
 		}}}},
@@ -362,6 +367,20 @@ func TestEnvoyGateway(t *testing.T) {
 		if status, _, err := fetch("safe.example.com", "safe.example.com", "/app", certs...); err == nil {
 			t.Errorf("%s client certificate is let in: %d", what, status)
 		}
+	}
+	// A client certificate may be left out here, but not be another's.
+	want("no client certificate where it is optional", "opt.example.com", "opt.example.com", "/app", 200, "app opt")
+	want("one where it is optional", "opt.example.com", "opt.example.com", "/app", 200, "app opt", pair(52, ca))
+	if status, _, err := fetch("opt.example.com", "opt.example.com", "/app", pair(53, newAuthority(t))); err == nil {
+		t.Errorf("another's certificate is let in where one is optional: %d", status)
+	}
+	if c, err := connect("old.example.com", []string{"http/1.1"}); err != nil {
+		t.Error(err)
+	} else {
+		if s := c.ConnectionState(); s.Version != tls.VersionTLS12 || s.CipherSuite != tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 {
+			t.Errorf("version %x with suite %x", s.Version, s.CipherSuite)
+		}
+		c.Close()
 	}
 	redirect, err := (&http.Transport{}).RoundTrip(mustRequest(t, fmt.Sprintf("http://127.0.0.1:%d/app", plain), "one.example.com"))
 	if err != nil || redirect.StatusCode != 301 || redirect.Header.Get("Location") != "https://one.example.com/app" {
