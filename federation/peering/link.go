@@ -145,7 +145,7 @@ func (l *link) state(ctx context.Context, up bool, err error) {
 		if strings.Contains(why, "remote error: tls:") {
 			why = "it does not accept this cluster: a join waits for approval there, or this cluster was evicted"
 		}
-		if strings.Contains(why, "authentication handshake failed") {
+		if strings.Contains(why, "authentication handshake failed") && !cutOff(why) {
 			l.p.send(ctx, protocol.Refused{From: l.to.Peer, Refusal: &protocol.Refusal{Reason: protocol.ReasonHandshake, Message: why}})
 		}
 		l.why.Store(&why)
@@ -175,4 +175,15 @@ func (l *link) update(ctx context.Context, u xdsclient.Update) {
 			}
 		}
 	}
+}
+
+// cutOff reports whether a handshake ended because the connection did: a gateway whose control plane is away for a moment
+// proves nothing about the member.
+func cutOff(why string) bool {
+	for _, end := range []string{": EOF", "connection reset by peer", "broken pipe", "i/o timeout", "deadline exceeded"} {
+		if strings.Contains(why, end) {
+			return true
+		}
+	}
+	return false
 }
