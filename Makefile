@@ -73,7 +73,7 @@ e2e: envoy kube build ## the lab, the demo's seven steps and the stories on Kube
 	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -count=1 -timeout 30m ./e2e/scripts | $(TESTLOG)
 
 soak: envoy kube build ## the longer stories on Kubernetes clusters, which repeat under load, loss and time what "make e2e" checks
-	@set -o pipefail; SOAK=1 REQUIRE_TOOLS=1 go test -json -count=1 -p 1 -timeout 60m -run 'TestSoak|TestManyPods' ./e2e/scripts ./discovery/source/kube | $(TESTLOG)
+	@set -o pipefail; SOAK=1 REQUIRE_TOOLS=1 go test -json -count=1 -p 1 -timeout 60m -run 'TestSoak|TestManyPods|TestAgainEqualsTranslate' ./e2e/scripts ./discovery/source/kube ./discovery/translate | $(TESTLOG)
 
 bench: tools envoy build ## times of changes and memory on the demo's world, and Go benchmarks; results in bench/results
 	@mkdir -p bench/results

@@ -201,7 +201,11 @@ func TestReplicas(t *testing.T) {
 	}
 	gateway.lead(follower.cfg.Listen) // what is for the leader gets there by way of the follower
 	birch, _ := member(t, "birch", nil)
-	birch.mustJoin(t, leader)
+	tok := leader.tokenFor(t, admin.TokenRequest{Name: "birch"}).Token
+	eventually(t, "birch joins", func() error { // once the follower has learnt who leads
+		_, err := birch.join(tok)
+		return err
+	})
 	eventually(t, "birch and the leader are one mesh", func() error {
 		return errors.Join(birch.knows(t, "amber"), leader.knows(t, "birch"), birch.serves(t, "amber", "birch"), leader.serves(t, "amber", "birch"))
 	})

@@ -2,6 +2,7 @@ package translate_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -89,11 +90,14 @@ func replaced[T any](list []*T, x *T, ref func(*T) mesh.ObjectRef) []*T {
 
 // A translation with a memory gives what one without gives, whatever has changed since the last.
 func TestAgainEqualsTranslate(t *testing.T) {
-	used := 0
+	used, steps := 0, 4
+	if os.Getenv("SOAK") != "" {
+		steps = 8
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		snap := bookstore()
 		m := &memo.Memo{} // one for all proxies
-		for step := range rapid.IntRange(1, 8).Draw(t, "steps") {
+		for step := range rapid.IntRange(1, steps).Draw(t, "steps") {
 			if step > 0 && rapid.Bool().Draw(t, "endpoints") {
 				snap = mutate(t, snap)
 			} else if step > 0 {
