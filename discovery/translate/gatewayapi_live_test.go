@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -25,13 +26,19 @@ import (
 func TestEnvoyGatewayAPI(t *testing.T) {
 	envoytest.Path(t)
 	ca := newAuthority(t)
-	var mirrored atomic.Int64
+	var mirrored, failed atomic.Int64
 	serve := func(name string, tlsConfig *tls.Config) uint32 {
 		l := listen(t)
 		port := uint32(l.Addr().(*net.TCPAddr).Port)
 		s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if name == "copy" {
 				mirrored.Add(1)
+			}
+			if code := r.Header.Get("x-fail"); code != "" {
+				failed.Add(1)
+				n, _ := strconv.Atoi(code)
+				w.WriteHeader(n)
+				return
 			}
 			w.Header().Set("x-gone", "1")
 			fmt.Fprintf(w, "%s %s %s %s", name, r.Host, r.URL.Path, r.Header.Get("x-added"))
@@ -176,6 +183,13 @@ func TestEnvoyGatewayAPI(t *testing.T) {
 	if a, b, bad := count["200 a"], count["200 b"], count["500 "]; a < n/2-60 || a > n/2+60 || b < n/4-60 || b > n/4+60 || a+b+bad != n {
 		t.Errorf("of %d requests for 2:1:1 shares, the last of which leads nowhere: %v", n, count)
 	}
+	for code, want := range map[int]int64{500: 3, 503: 1} {
+		failed.Store(0)
+		resp, _, err := do(plain, "one.example.com", http.MethodGet, "/retry", http.Header{"X-Fail": {strconv.Itoa(code)}})
+		if err != nil || resp.StatusCode != code || failed.Load() != want {
+			t.Errorf("a rule that tries twice more on 500 alone: %v %v, %d attempts for %d, want %d", resp, err, failed.Load(), code, want)
+		}
+	}
 	before := mirrored.Load()
 	if resp, _, err := do(plain, "one.example.com", http.MethodGet, "/mirror", nil); err != nil || resp.StatusCode != 200 {
 		t.Errorf("mirrored request: %v %v", resp, err)
@@ -227,6 +241,7 @@ spec:
     backendRefs: [{name: a, port: 80}]
   - matches: [{path: {value: /moved}}]
     filters: [{type: RequestRedirect, requestRedirect: {scheme: https, statusCode: 301, path: {type: ReplacePrefixMatch, replacePrefixMatch: /here}}}]
+  - {matches: [{path: {value: /retry}}], retry: {attempts: 2, codes: [500]}, backendRefs: [{name: a, port: 80}]}
   - {matches: [{path: {value: /none}}], backendRefs: [{name: none, port: 80}]}
   - {matches: [{path: {value: /weights}}], backendRefs: [{name: a, port: 80, weight: 2}, {name: b, port: 80, weight: 1}, {name: none, port: 80, weight: 1}]}
   - matches: [{path: {value: /mirror}}]
