@@ -211,7 +211,7 @@ func (v *view) cluster(u upstream) (*clusterv3.Cluster, *endpointv3.ClusterLoadA
 	}
 	traffic.Apply(c, u.policy, u.rank.Distributes())
 	v.secure(c, u)
-	traffic.HTTP(c, u.port, u.policy)
+	traffic.HTTP(c, u.port, u.policy, u.router)
 	if u.service.Resolution == mesh.Dynamic && !u.byAddress() {
 		dynamic.Cluster(c)
 	}

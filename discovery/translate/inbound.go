@@ -111,7 +111,7 @@ func (v *view) inbound() ([]*clusterv3.Cluster, []*listenerv3.Listener) {
 		}
 		policy := &networking.TrafficPolicy{ConnectionPool: pool}
 		traffic.Apply(c, policy, false)
-		traffic.HTTP(c, mesh.Port{Protocol: p.protocol}, policy)
+		traffic.HTTP(c, mesh.Port{Protocol: p.protocol}, policy, false)
 		clusters = append(clusters, c)
 		if p.opens {
 			opened = append(opened, v.openInbound(g, p, c.GetName(), auth.At(p.number)))

@@ -12,6 +12,7 @@ import (
 	networking "istio.io/api/networking/v1"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/scope"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
 )
@@ -23,6 +24,7 @@ type chains struct {
 	list  []*listenerv3.FilterChain // with TLS
 	open  []*listenerv3.FilterChain // without
 	taken map[string]mesh.ObjectRef // server names, and who has them
+	all   []server                  // of the port
 }
 
 // claim takes the names that nobody has yet; "" stands for all names. It says who has the others.
@@ -112,7 +114,7 @@ func (c *chains) terminate(s server) {
 	if c.b.names[table] {
 		table += "." + wire.Itoa(uint32(s.index))
 	}
-	c.b.table(table, c.b.misdirected(s, c.b.hosts([]server{s})))
+	c.b.table(table, c.misdirected(s, c.b.hosts([]server{s})))
 	m := c.manager(table)
 	if mode := s.GetTls().GetMode(); mode == networking.ServerTLSSettings_MUTUAL || mode == networking.ServerTLSSettings_ISTIO_MUTUAL || mode == networking.ServerTLSSettings_OPTIONAL_MUTUAL {
 		m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
@@ -137,7 +139,7 @@ func (b *builder) table(name string, hosts []*routev3.VirtualHost) {
 
 // misdirected answers 421 to requests for hosts that the server is not for, which arrive when a client uses a connection
 // again: HTTP/2 lets it for all names in the certificate. Hosts that the server is for and nobody routes get 404.
-func (b *builder) misdirected(s server, hosts []*routev3.VirtualHost) []*routev3.VirtualHost {
+func (c *chains) misdirected(s server, hosts []*routev3.VirtualHost) []*routev3.VirtualHost {
 	have := map[string]bool{}
 	for _, h := range hosts {
 		for _, d := range h.GetDomains() {
@@ -150,13 +152,32 @@ func (b *builder) misdirected(s server, hosts []*routev3.VirtualHost) []*routev3
 			hosts = append(hosts, &routev3.VirtualHost{Name: "unrouted|" + h, Domains: withPort(h, s.GetPort().GetNumber(), have)})
 		}
 	}
-	if !have["*"] {
-		hosts = append(hosts, &routev3.VirtualHost{Name: "misdirected", Domains: []string{"*"}, Routes: []*routev3.Route{{
+	away := func(name string, domains []string) {
+		hosts = append(hosts, &routev3.VirtualHost{Name: name, Domains: domains, Routes: []*routev3.Route{{
 			Name: "misdirected", Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
 			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 421}},
 		}}})
 	}
+	for _, o := range c.all { // narrower servers, within what this one is for
+		for _, pattern := range o.GetHosts() {
+			if _, h := splitHost(pattern); kindOf(o.Server) == https && h != "*" && !have[h] && c.wider(s, h) {
+				have[h] = true
+				away("misdirected|"+h, withPort(h, s.GetPort().GetNumber(), have))
+			}
+		}
+	}
+	if !have["*"] {
+		away("misdirected", []string{"*"})
+	}
 	return hosts
+}
+
+// wider reports whether the server is for a host that is another's.
+func (c *chains) wider(s server, host string) bool {
+	return slices.ContainsFunc(s.GetHosts(), func(pattern string) bool {
+		_, own := splitHost(pattern)
+		return own != host && scope.Covers(own, host)
+	})
 }
 
 func withPort(host string, port uint32, have map[string]bool) []string {

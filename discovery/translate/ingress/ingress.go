@@ -164,7 +164,7 @@ func (b *builder) report(s server, field, reason, message string) {
 // HTTP, or TCP.
 func (b *builder) listener(bind uint32, servers []server) *listenerv3.Listener {
 	l := &listenerv3.Listener{Name: "0.0.0.0_" + wire.Itoa(bind)}
-	c := &chains{b: b, bind: bind, taken: map[string]mesh.ObjectRef{}}
+	c := &chains{b: b, bind: bind, taken: map[string]mesh.ObjectRef{}, all: servers}
 	byPort := map[uint32][]server{}
 	for _, s := range servers {
 		switch kindOf(s.Server) {

@@ -231,8 +231,8 @@ func enforced(on bool) uint32 {
 }
 
 // HTTP says which HTTP the upstream speaks: HTTP/2 by the port's protocol or on request, else HTTP/1.1; what the client
-// speaks where nobody knows.
-func HTTP(c *clusterv3.Cluster, port mesh.Port, policy *networking.TrafficPolicy) {
+// speaks where nobody knows. At a gateway it is HTTP/1.1 then: what its clients speak says nothing of the Service.
+func HTTP(c *clusterv3.Cluster, port mesh.Port, policy *networking.TrafficPolicy, gateway bool) {
 	p := port.Protocol
 	h := policy.GetConnectionPool().GetHttp()
 	if !p.IsHTTP() && !port.Sniffed {
@@ -254,7 +254,7 @@ func HTTP(c *clusterv3.Cluster, port mesh.Port, policy *networking.TrafficPolicy
 		http2.MaxConcurrentStreams = wire.U32(uint32(n))
 	}
 	switch {
-	case h.GetUseClientProtocol(), port.Sniffed:
+	case h.GetUseClientProtocol(), port.Sniffed && !gateway:
 		o.UpstreamProtocolOptions = &upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
 			UseDownstreamProtocolConfig: &upstreamv3.HttpProtocolOptions_UseDownstreamHttpConfig{
 				HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: http2,
