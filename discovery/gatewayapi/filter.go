@@ -117,7 +117,8 @@ func (c *converter) mirror(r *route, f *filters, where string, m *gatewayv1.HTTP
 }
 
 func cors(in *gatewayv1.HTTPCORSFilter) *networking.CorsPolicy {
-	out := &networking.CorsPolicy{MaxAge: durationpb.New(5 * time.Second)}
+	// A preflight from an origin that is not allowed is answered here: the backend might allow it.
+	out := &networking.CorsPolicy{MaxAge: durationpb.New(5 * time.Second), UnmatchedPreflights: networking.CorsPolicy_IGNORE}
 	for _, o := range in.AllowOrigins {
 		m := exact(string(o))
 		if strings.Contains(string(o), "*") {

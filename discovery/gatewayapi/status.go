@@ -3,6 +3,7 @@ package gatewayapi
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -107,7 +108,8 @@ func (c *converter) gatewayStatus(g *gateway) {
 	case len(g.addresses) == 0:
 		programmed = is("Programmed", false, "AddressNotAssigned", g.addressless)
 	}
-	if !programmed.status && c.declared != nil {
+	// Files seldom hold what runs a gateway.
+	if live := strings.HasPrefix(g.ref.Source, "cluster "); !programmed.status && (live || g.named || len(g.addresses) > 0 || good == 0) {
 		c.problem(g.ref, "status.addresses", programmed.reason, programmed.message, "")
 	}
 	list := []condition{accepted, programmed}
