@@ -72,7 +72,10 @@ e2e: envoy kube build ## the lab, the demo's seven steps and the stories on Kube
 	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -race -count=1 -p 2 -timeout 30m $$(go list ./e2e/... | grep -v '/e2e/scripts$$') | $(TESTLOG)
 	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -count=1 -timeout 30m ./e2e/scripts | $(TESTLOG)
 
-soak: envoy kube build ## the longer stories on Kubernetes clusters, which repeat under load, loss and time what "make e2e" checks
+conformance: tools ## build the conformance suite of the Kubernetes Gateway API, which a story of "make soak" runs
+	@mkdir -p $(BIN); cd e2e/conformance/gatewayapi && go build -trimpath -o $(CURDIR)/$(BIN)/echo-basic sigs.k8s.io/gateway-api/conformance/echo-basic && go test -c -trimpath -o $(CURDIR)/$(BIN)/gatewayapi-conformance .
+
+soak: envoy kube build conformance ## the longer stories on Kubernetes clusters, which repeat under load, loss and time what "make e2e" checks
 	@set -o pipefail; SOAK=1 REQUIRE_TOOLS=1 go test -json -count=1 -p 1 -timeout 60m -run 'TestSoak|TestManyPods|TestAgainEqualsTranslate' ./e2e/scripts ./discovery/source/kube ./discovery/translate | $(TESTLOG)
 
 bench: tools envoy build ## times of changes and memory on the demo's world, and Go benchmarks; results in bench/results
