@@ -133,6 +133,16 @@ type Peer struct {
 	Refused map[string]uint64 `json:"refused,omitempty"`
 }
 
+// EvictReply says who is out: POST /v1/peers/NAME/evict.
+type EvictReply struct {
+	Cluster string `json:"cluster"`
+	State   string `json:"state"` // evicted
+	// Also are those that it alone had let in: nobody vouches for them now.
+	Also []string `json:"also,omitempty"`
+	// Elsewhere are the members that let it in, too: there it stays until they evict it.
+	Elsewhere []string `json:"elsewhere,omitempty"`
+}
+
 // Trust says which roots are trusted: GET /v1/trust.
 type Trust struct {
 	Cluster     string        `json:"cluster"`

@@ -88,10 +88,10 @@ func (d *daemon) routes(ctx context.Context, issuer *token.Issuer, queue *tlsmux
 		{Name: "join", Match: speaks(alpnJoin), Forward: d.leader, Serve: func(c *tls.Conn) { issuer.Serve(ctx, c) }, TLS: func() *tls.Config {
 			return &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{alpnJoin}, GetCertificate: d.certs.join.GetCertificate}
 		}},
-		{Name: "gossip", Match: speaks(alpnGossip), Forward: d.leader, Serve: func(c *tls.Conn) { d.gossip.Serve(c) }, TLS: func() *tls.Config {
+		{Name: "gossip", Match: speaks(alpnGossip), Forward: d.leader, Serve: d.held(func(c *tls.Conn) { d.gossip.Serve(c) }), TLS: func() *tls.Config {
 			return d.peerServerTLS(alpnGossip)
 		}},
-		{Name: "peer", Forward: d.leader, Match: func(h *tls.ClientHelloInfo) bool { return h.ServerName == sni.Peer.Name(td) && speaks("h2")(h) }, Serve: queue.Serve, TLS: func() *tls.Config {
+		{Name: "peer", Forward: d.leader, Match: func(h *tls.ClientHelloInfo) bool { return h.ServerName == sni.Peer.Name(td) && speaks("h2")(h) }, Serve: d.held(queue.Serve), TLS: func() *tls.Config {
 			return d.peerServerTLS("h2")
 		}},
 		{Name: "xds", Match: speaks("h2"), Serve: queue.Serve, TLS: func() *tls.Config {
@@ -100,6 +100,32 @@ func (d *daemon) routes(ctx context.Context, issuer *token.Issuer, queue *tlsmux
 			return c
 		}},
 	}
+}
+
+// held lists a connection of a peer while it is served.
+func (d *daemon) held(serve func(*tls.Conn)) func(*tls.Conn) {
+	return func(c *tls.Conn) {
+		id, err := trust.PeerID(c.ConnectionState())
+		if err != nil {
+			return
+		}
+		td := mesh.TrustDomain(id.TrustDomain().Name())
+		defer d.conns.Hold(td, c)()
+		if !d.trusts(td) { // put out since the handshake
+			c.Close()
+			return
+		}
+		serve(c)
+	}
+}
+
+// trusts reports whether there are roots of the trust domain.
+func (d *daemon) trusts(td mesh.TrustDomain) bool {
+	name, err := spiffeid.TrustDomainFromString(string(td))
+	if err == nil {
+		_, err = d.bundles.GetX509BundleForTrustDomain(name)
+	}
+	return err == nil
 }
 
 // leader says where joins, gossip and peers are served: by the replica that leads.
@@ -146,7 +172,7 @@ func (d *daemon) dialGossip(ctx context.Context, name string) (net.Conn, error) 
 	for _, g := range gateways {
 		var conn net.Conn
 		if conn, err = dialer.DialContext(ctx, "tcp", g.String()); err == nil {
-			return conn, nil
+			return d.conns.Wrap(td, conn), nil
 		}
 	}
 	return nil, fmt.Errorf("gossip with %s: %w", name, err)
@@ -166,6 +192,9 @@ func (d *daemon) setTrust(roots map[mesh.TrustDomain][]byte) {
 	all[d.local.TrustDomain] = d.ca.Roots()
 	if err := d.bundles.Set(all); err != nil {
 		d.log.Error("roots of a member not taken", "part", "trust", "err", err)
+	}
+	if n := d.conns.Keep(d.trusts); n > 0 {
+		d.log.Info("connections closed: their trust domain is trusted no longer", "part", "trust", "connections", n)
 	}
 }
 

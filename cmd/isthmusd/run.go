@@ -22,6 +22,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/acks"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/conns"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/debug"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/operator"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/views"
@@ -80,6 +81,7 @@ type daemon struct {
 	snapshots mesh.Snapshots
 
 	behind    *acks.Acks
+	conns     conns.Conns
 	trusting  sync.Mutex
 	peerRoots map[mesh.TrustDomain][]byte // as setTrust was told
 }
@@ -247,7 +249,8 @@ func (d *daemon) federate(st *store.Store, reg prometheus.Registerer) (err error
 			LateAfter: d.cfg.Federation.LateAfter, Lease: d.cfg.Federation.Lease, Beat: uint64(time.Now().Unix()), Seed: uint64(time.Now().UnixNano()),
 		},
 		State: d.kept.state, Log: d.kept.log, Lead: d.kept.leadership(), Local: d.local, Snapshots: st, Policy: policy.Options{AllowLoopback: d.cfg.allowLoopback}, Sink: st.Sink("federation"),
-		Trust: d.setTrust, TLS: d.peerTLS, Broadcast: func(key string, b []byte) { d.gossip.Broadcast(key, b) }, Logger: d.log, Reg: reg,
+		Evicted: func(g string) { st.UpdateLocal(func(local *mesh.Cluster) { local.Evictions = g }) },
+		Trust:   d.setTrust, TLS: d.peerTLS, Broadcast: func(key string, b []byte) { d.gossip.Broadcast(key, b) }, Logger: d.log, Reg: reg,
 	})
 	if err != nil {
 		return err

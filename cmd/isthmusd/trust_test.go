@@ -165,7 +165,19 @@ func (w *caller) live(ctx context.Context, every time.Duration) error {
 func (w *caller) call(to *caller) error {
 	anybody := func(spiffeid.ID) error { return nil }
 	local := func(w *caller) trust.Local { return func() (*tls.Certificate, error) { return w.cert.Load(), nil } }
-	near, far := net.Pipe()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	near, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	far, err := l.Accept()
+	if err != nil {
+		return err
+	}
 	client := tls.Client(near, trust.ClientConfig(trust.Config{Local: local(w), Bundles: &w.bundles, Authorize: anybody}))
 	server := tls.Server(far, trust.ServerConfig(trust.Config{Local: local(to), Bundles: &to.bundles, Authorize: anybody}))
 	defer client.Close()
@@ -181,9 +193,12 @@ func (w *caller) call(to *caller) error {
 		if err == nil {
 			_, err = server.Write(b)
 		}
+		if err != nil {
+			far.Close()
+		}
 		answered <- err
 	}()
-	_, err := client.Write([]byte{7})
+	_, err = client.Write([]byte{7})
 	if err == nil {
 		_, err = client.Read(make([]byte, 1))
 	}

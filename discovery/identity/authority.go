@@ -26,6 +26,8 @@ type Material struct {
 	Key   []byte // ca-key.pem
 	Root  []byte // root-cert.pem; empty: Cert is a root
 	Chain []byte // cert-chain.pem: what leads from Cert to Root; may be empty
+	// Cross leads from Cert to a root before it, for those who know only that; empty: nothing does.
+	Cross []byte
 }
 
 // MaterialOf reads the parts by their names in a Secret: those of Istio, or tls.crt, tls.key and ca.crt as cert-manager
@@ -34,12 +36,16 @@ func MaterialOf(data map[string][]byte) Material {
 	if len(data[givenCert]) == 0 && len(data["tls.crt"]) > 0 {
 		return Material{Cert: data["tls.crt"], Key: data["tls.key"], Root: data["ca.crt"], Chain: data["tls.crt"]}
 	}
-	return Material{Cert: data[givenCert], Key: data[givenKey], Root: data[givenRoot], Chain: data[givenChain]}
+	return Material{Cert: data[givenCert], Key: data[givenKey], Root: data[givenRoot], Chain: data[givenChain], Cross: data[crossCert]}
 }
 
 // Data returns the parts by Istio's names.
 func (m Material) Data() map[string][]byte {
-	return map[string][]byte{givenCert: m.Cert, givenKey: m.Key, givenRoot: m.Root, givenChain: m.Chain}
+	out := map[string][]byte{givenCert: m.Cert, givenKey: m.Key, givenRoot: m.Root, givenChain: m.Chain}
+	if len(m.Cross) > 0 {
+		out[crossCert] = m.Cross
+	}
+	return out
 }
 
 // String returns [redacted].
@@ -56,7 +62,35 @@ type Authority struct {
 	key   key
 	chain []*x509.Certificate // signer first, root last
 	roots []*x509.Certificate
+	cross []*x509.Certificate // from the signer's key to a root before
 }
+
+// Cross has this authority sign the key of another's certificate: whoever knows only this one's roots trusts what the
+// other signs, too. It returns what Material.Cross is of the other.
+func (a *Authority) Cross(other []byte) ([]byte, error) {
+	certs, err := parseCerts("that is to be vouched for", other, "give the certificate that signs")
+	if err != nil {
+		return nil, err
+	}
+	serial, err := serialNumber()
+	if err != nil {
+		return nil, err
+	}
+	c := certs[0]
+	tmpl := &x509.Certificate{
+		SerialNumber: serial, RawSubject: c.RawSubject, NotBefore: c.NotBefore, NotAfter: a.expires(), URIs: c.URIs,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: c.KeyUsage, SubjectKeyId: c.SubjectKeyId,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.chain[0], c.PublicKey, a.key.signer())
+	if err != nil {
+		return nil, fmt.Errorf("CA: vouch for %s: %w", c.Subject, err)
+	}
+	out := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return append(out, encodeCerts(a.chain)...), nil
+}
+
+// presented is what is shown behind a certificate that the authority signed.
+func (a *Authority) presented() []*x509.Certificate { return slices.Concat(a.chain, a.cross) }
 
 // ID tells authorities apart: a digest of the certificate that signs.
 func (a *Authority) ID() string {
@@ -163,6 +197,14 @@ func (ca *CA) parse(label func(string) string, m Material) (*Authority, error) {
 		return nil, &Invalid{File: label(givenChain), Reason: ReasonChain, Message: fmt.Sprintf("%s does not lead from %s to a root in %s: %v", givenChain, givenCert, givenRoot, err), Remedy: remedyGiven}
 	}
 	a.chain = chains[0]
+	if len(bytes.TrimSpace(m.Cross)) > 0 {
+		if a.cross, err = parseCerts(label(crossCert), m.Cross, remedyGiven); err != nil {
+			return nil, err
+		}
+		if err := matches(label(crossCert), a.cross[0], signer, remedyGiven); err != nil {
+			return nil, err
+		}
+	}
 	return a, nil
 }
 

@@ -84,6 +84,46 @@ func TestUseAnotherAuthority(t *testing.T) {
 	}
 }
 
+// TestCross: who knows only the root before takes what the next one signs, as long as the chain is shown.
+func TestCross(t *testing.T) {
+	one, two := material(t), material(t)
+	ca := newFromMaterial(t, one)
+	var err error
+	if two.Cross, err = ca.Authority().Cross(two.Cert); err != nil {
+		t.Fatal(err)
+	}
+	next, err := ca.Parse("next", MaterialOf(two.Data()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.Use(next, nil); err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Issue("spiffe://amber.mesh/ns/a/sa/b", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, root := range map[string][]byte{"old": one.Root, "new": two.Root} {
+		roots, between := x509.NewCertPool(), x509.NewCertPool()
+		roots.AppendCertsFromPEM(root)
+		for _, raw := range cert.Certificate[1:] {
+			c, err := x509.ParseCertificate(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			between.AddCert(c)
+		}
+		if _, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
+			t.Errorf("known by the %s root: %v", name, err)
+		}
+	}
+	other := material(t)
+	other.Cross = two.Cross
+	if _, err := ca.Parse("other", other); err == nil {
+		t.Error("a cross certificate of another key is taken")
+	}
+}
+
 func TestParseSaysWhatIsWrong(t *testing.T) {
 	good, other := material(t), material(t)
 	ca := newFromMaterial(t, good)

@@ -44,6 +44,9 @@ const (
 	givenChain = "cert-chain.pem"
 )
 
+// crossCert is a part of a CA that was made here, after a rotation.
+const crossCert = "cross-cert.pem"
+
 const (
 	rootLifetime = 10 * 365 * 24 * time.Hour
 	backdate     = time.Minute // clocks of workloads may be behind
@@ -252,7 +255,7 @@ func (ca *CA) makeRoot(signer crypto.Signer) ([]byte, error) {
 	}
 	now := ca.config.Now()
 	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Isthmus"}, CommonName: "root of " + string(ca.config.TrustDomain)},
+		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"Isthmus"}, CommonName: "root of " + string(ca.config.TrustDomain), SerialNumber: fmt.Sprintf("%x", serial.Uint64()&0xffffffff)},
 		NotBefore: now.Add(-backdate), NotAfter: now.Add(rootLifetime), URIs: []*url.URL{ca.domain.ID().URL()},
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}

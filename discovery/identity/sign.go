@@ -39,7 +39,7 @@ func (ca *CA) Sign(csr []byte, id string, ttl time.Duration) ([]string, error) {
 		return nil, err
 	}
 	out := []string{string(encodeCert(leaf))}
-	for _, c := range by.chain {
+	for _, c := range by.presented() {
 		out = append(out, string(encodeCert(c)))
 	}
 	return out, nil
@@ -85,7 +85,7 @@ func (ca *CA) issue(by *Authority, id string, dns []string, ttl time.Duration) (
 		return tls.Certificate{}, err
 	}
 	out := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: own, Leaf: leaf}
-	for _, c := range by.chain {
+	for _, c := range by.presented() {
 		out.Certificate = append(out.Certificate, c.Raw)
 	}
 	return out, nil

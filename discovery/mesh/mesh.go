@@ -110,6 +110,9 @@ type Cluster struct {
 	// Trusts says which bundle of each other trust domain the local cluster and all its proxies have: its SHA-256. Nil of
 	// peers.
 	Trusts map[TrustDomain][]byte
+	// Evictions changes with each cluster that is evicted: connections from before are to be made anew. Empty of peers, and
+	// while nobody was evicted.
+	Evictions string
 	// PodRanges and ServiceRanges are the addresses of its pods and of its services, as far as they are known. Both are
 	// sorted, and no two ranges of one overlap.
 	PodRanges, ServiceRanges []netip.Prefix

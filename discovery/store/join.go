@@ -304,5 +304,5 @@ func equalCluster(a, b *mesh.Cluster) bool {
 	return a == b || a.ID == b.ID && a.TrustDomain == b.TrustDomain && a.Network == b.Network && a.Managed == b.Managed && a.Freshness == b.Freshness && a.LastHeard.Equal(b.LastHeard) &&
 		slices.Equal(a.PodRanges, b.PodRanges) && slices.Equal(a.ServiceRanges, b.ServiceRanges) &&
 		slices.Equal(a.Gateways, b.Gateways) && slices.Equal(a.ControlPlane, b.ControlPlane) && bytes.Equal(a.Roots, b.Roots) &&
-		maps.EqualFunc(a.Trusts, b.Trusts, bytes.Equal)
+		maps.EqualFunc(a.Trusts, b.Trusts, bytes.Equal) && a.Evictions == b.Evictions
 }

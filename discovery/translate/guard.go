@@ -10,6 +10,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/authz"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/dynamic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/httprule"
@@ -33,11 +34,12 @@ type guard struct {
 	tcp      []*listenerv3.Filter // of chains that pass bytes on
 	clusters []*clusterv3.Cluster // that the filters call, beside those of services
 	http10   *corev3.Http1ProtocolOptions
+	local    *mesh.Cluster
 }
 
 // guard returns what RequestAuthentications and AuthorizationPolicies ask for. It is the same at each port.
 func (v *view) guard() guard {
-	g := guard{http10: httprule.Versions(v.proxy.Metadata), paths: v.meshConfig().GetPathNormalization().GetNormalization()}
+	g := guard{local: v.snap.Local, http10: httprule.Versions(v.proxy.Metadata), paths: v.meshConfig().GetPathNormalization().GetNormalization()}
 	tokens, clusters, problems := jwt.Filter(v.full, v.proxy)
 	if tokens != nil {
 		g.http, g.clusters = append(g.http, tokens), clusters

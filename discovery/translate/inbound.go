@@ -21,6 +21,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/traffic"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
+	"github.com/isthmus-mesh/isthmus/eastwest/sni"
+	"github.com/isthmus-mesh/isthmus/topologies"
 )
 
 const (
@@ -38,6 +40,8 @@ type localPort struct {
 	pool   *networking.ConnectionPoolSettings
 	bind   string // the listener's IP; empty: every address
 	opens  bool   // the proxy opens the port itself
+
+	shared bool // clients of other clusters come here
 }
 
 // localPorts returns where this proxy's workload serves, sorted. A port that several services share speaks what the
@@ -51,7 +55,7 @@ func (v *view) localPorts() []localPort {
 		rank int
 		host string
 	}
-	claims := map[uint32]claim{}
+	claims, shared := map[uint32]claim{}, map[uint32]bool{}
 	for _, s := range v.snap.Services {
 		i := slices.IndexFunc(s.Endpoints, v.isSelf)
 		if i < 0 {
@@ -69,6 +73,7 @@ func (v *view) localPorts() []localPort {
 				continue
 			}
 			c.localPort = localPort{number: s.Endpoints[i].PortOf(p), protocol: p.Protocol}
+			shared[c.number] = shared[c.number] || s.Global || s.Exported
 			old, taken := claims[c.number]
 			if !taken || cmp.Or(cmp.Compare(c.rank, old.rank), cmp.Compare(c.host, old.host)) < 0 {
 				claims[c.number] = c
@@ -77,7 +82,9 @@ func (v *view) localPorts() []localPort {
 	}
 	var out []localPort
 	for _, number := range slices.Sorted(maps.Keys(claims)) {
-		out = append(out, claims[number].localPort)
+		p := claims[number].localPort
+		p.shared = shared[number]
+		out = append(out, p)
 	}
 	return out
 }
@@ -159,8 +166,9 @@ func (g guard) inboundChains(p localPort, cluster string, mode peerauth.Mode) []
 	}
 	var out []*listenerv3.FilterChain
 	if mode != peerauth.Disable {
-		c := chain("mtls", "tls", meshALPN(), filters...)
+		c := chain("mtls", "tls", slices.Clone(sni.ALPN), filters...)
 		c.TransportSocket = socket.Inbound()
+		c.Metadata = socket.Evictions(g.local, p.shared)
 		out = append(out, c)
 	}
 	if mode != peerauth.Strict {
@@ -193,4 +201,13 @@ func (g guard) inboundHTTP(p localPort, cluster string) *listenerv3.Filter {
 
 func tlsInspector() *listenerv3.ListenerFilter {
 	return listenerFilter("envoy.filters.listener.tls_inspector", wire.Pack(&tlsinspectorv3.TlsInspector{}))
+}
+
+// takesTLS reports whether mesh TLS is spoken to the endpoint's port: it has a proxy, and no PeerAuthentication turned
+// mutual TLS off there. What other clusters have turned off is not known here.
+func (v *view) takesTLS(e *mesh.Endpoint, p mesh.Port) bool {
+	if !e.TLS || !v.mtlsOff || e.Identity == "" || topologies.IsPeer(v.snap, v.snap.Cluster(e.Cluster)) {
+		return e.TLS
+	}
+	return peerauth.For(v.snap.PeerAuthentications, e.Namespace, e.Labels).At(e.PortOf(p)) != peerauth.Disable
 }

@@ -2,8 +2,11 @@ package peering
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
@@ -77,4 +80,23 @@ func (p *Peering) OwnRecord(ctx context.Context) (*federationv1.Record, error) {
 		return nil
 	})
 	return own, err
+}
+
+// evictions tells what names all that was evicted, here and by members.
+func (p *Peering) evictions() {
+	sum, some := sha256.New(), false
+	for _, r := range p.core.Records() {
+		if r.Kind == protocol.KindTombstone && strings.HasPrefix(r.Key, protocol.KindMember+"/") && !protocol.Withdrawn(r) {
+			some = true
+			fmt.Fprintln(sum, protocol.ResourceName(r), protocol.Version(r))
+		}
+	}
+	bans := ""
+	if some {
+		bans = hex.EncodeToString(sum.Sum(nil)[:8])
+	}
+	if bans != p.bans && p.cfg.Evicted != nil {
+		p.bans = bans
+		p.cfg.Evicted(bans)
+	}
 }

@@ -51,6 +51,8 @@ type Config struct {
 	Sink mesh.Sink
 	// Trust is told the roots of every approved member, and what is no longer trusted by its absence.
 	Trust func(map[mesh.TrustDomain][]byte)
+	// Evicted is told what changes with each cluster that is evicted. Nil: nobody wants it.
+	Evicted func(evictions string)
 	// TLS gives the client configuration for the record stream of a member.
 	TLS func(mesh.TrustDomain) *tls.Config
 	// Dial opens the connections of record streams; nil is the network.
@@ -80,6 +82,7 @@ type Peering struct {
 	links   map[mesh.ClusterID]*link
 	given   map[mesh.ClusterID]bool // origins whose input the sink has
 	trusted map[mesh.TrustDomain][]byte
+	bans    string // as Evicted was told
 	stale   map[mesh.ClusterID]time.Time
 	beaten  uint64 // the own beat last served
 	refused refusals
@@ -280,6 +283,7 @@ func (p *Peering) publish(records bool) {
 	if records {
 		p.report(peers, s.Banned)
 		p.trust(peers)
+		p.evictions()
 		if p.follows == nil {
 			p.feed(peers, s.Digests)
 		}

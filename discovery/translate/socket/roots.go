@@ -8,6 +8,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
@@ -57,4 +58,16 @@ func isBundle(roots []byte) bool {
 		n++
 	}
 	return n > 0
+}
+
+// Evictions marks a chain that clients of other clusters may have connections on. Envoy drains a chain that is not the same
+// as before: so connections from before an eviction end, also those of the one who was evicted. Where the network is the
+// cluster's own, others reach only what is exported.
+func Evictions(local *mesh.Cluster, shared bool) *corev3.Metadata {
+	if local == nil || local.Evictions == "" || !shared && local.Network == mesh.NetworkID(local.ID) {
+		return nil
+	}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"isthmus.io": {
+		Fields: map[string]*structpb.Value{"evictions": structpb.NewStringValue(local.Evictions)},
+	}}}
 }

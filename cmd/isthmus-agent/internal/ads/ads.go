@@ -1,5 +1,5 @@
 // Package ads carries Envoy's aggregated discovery streams to the control plane and back, byte for byte. It reads none
-// of the messages.
+// of the messages; somebody else may.
 package ads
 
 import (
@@ -25,7 +25,9 @@ const service = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
 type Config struct {
 	// Connect gives an authenticated connection to the control plane; the Proxy closes it.
 	Connect func(ctx context.Context) (*grpc.ClientConn, error)
-	Log     *slog.Logger
+	// Peek is shown each response of the control plane before Envoy gets it. It must not keep it. Nil: nobody looks.
+	Peek func(delta bool, response []byte)
+	Log  *slog.Logger
 }
 
 // Proxy forwards streams.
@@ -97,6 +99,9 @@ func (p *Proxy) handle(_ any, down grpc.ServerStream) error {
 			}
 			p.c.Log.Warn("stream to the control plane ended", "address", upstream.Address(conn), "err", err)
 			return lost(err)
+		}
+		if p.c.Peek != nil {
+			p.c.Peek(method == service+"DeltaAggregatedResources", f.data)
 		}
 		if err := down.SendMsg(&f); err != nil {
 			return err

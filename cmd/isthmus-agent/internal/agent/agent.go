@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,6 +28,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/dns"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/envoy"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/health"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/roots"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/sds"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/upstream"
 	"github.com/isthmus-mesh/isthmus/internal/capture"
@@ -143,6 +145,7 @@ type agent struct {
 	c      *config.Config
 	log    *slog.Logger
 	certs  *ca.Manager
+	roots  *roots.Roots
 	dialer *upstream.Dialer // with the workload's certificate
 	node   bootstrap.Node
 	reg    *prometheus.Registry
@@ -157,15 +160,14 @@ type agent struct {
 
 func build(c *config.Config, log *slog.Logger) (*agent, error) {
 	a := &agent{c: c, log: log, reg: prometheus.NewRegistry(), quit: make(chan struct{})}
-	roots := upstream.RootsFile(c.RootCert)
-	if _, err := roots(); err != nil {
+	var err error
+	if a.roots, err = roots.New(roots.Config{File: c.RootCert, Dir: c.DataDir, TrustDomain: c.TrustDomain}); err != nil {
 		return nil, err
 	}
-	var err error
 	if a.node, err = node(c); err != nil {
 		return nil, err
 	}
-	up := upstream.Config{Addresses: c.ControlPlane.Addresses, ServerName: c.ControlPlane.ServerName, Roots: roots, Mark: captures(c), Cluster: c.Cluster}
+	up := upstream.Config{Addresses: c.ControlPlane.Addresses, ServerName: c.ControlPlane.ServerName, Roots: a.roots.Pool, Mark: captures(c), Cluster: c.Cluster}
 	authority := up
 	if len(c.ControlPlane.CA) > 0 {
 		authority.Addresses, authority.ServerName = c.ControlPlane.CA, c.ControlPlane.CAName
@@ -185,7 +187,7 @@ func build(c *config.Config, log *slog.Logger) (*agent, error) {
 		keep = c.DataDir
 	}
 	if a.certs, err = ca.New(ca.Config{
-		ID: c.SPIFFE(), TTL: time.Duration(c.CertTTL), Sign: ca.Istio(connect, c.TokenFile, c.Pod != nil && c.Pod.TokenAlways), Roots: roots, Dir: keep, Log: log.With("part", "ca"),
+		ID: c.SPIFFE(), TTL: time.Duration(c.CertTTL), Sign: ca.Istio(connect, c.TokenFile, c.Pod != nil && c.Pod.TokenAlways), Roots: a.roots.Pool, Dir: keep, Log: log.With("part", "ca"),
 	}); err != nil {
 		return nil, err
 	}
@@ -194,7 +196,7 @@ func build(c *config.Config, log *slog.Logger) (*agent, error) {
 			return nil, err
 		}
 	}
-	a.parts = append(a.parts, part{"ca", a.certs.Run})
+	a.parts = append(a.parts, part{"ca", a.certs.Run}, part{"roots", a.followRoots})
 	a.gauge("certificate_expiry_timestamp_seconds", "When the workload's certificate expires, in seconds since 1970; 0 without one.", func() float64 {
 		if cert, _ := a.certs.Current(); cert != nil {
 			return float64(cert.Leaf.NotAfter.Unix())
@@ -248,6 +250,35 @@ func (a *agent) gauge(name, help string, value func() float64) {
 	a.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "isthmus", Subsystem: "agent", Name: name, Help: help}, value))
 }
 
+// followRoots renews the certificate soon after another root signs, so that the old one may be retired: not at once, since
+// every agent does.
+func (a *agent) followRoots(ctx context.Context) error {
+	for {
+		root, told := a.roots.Signer()
+		cert, renewed := a.certs.Current()
+		var due <-chan time.Time
+		if !roots.Under(root, cert) {
+			life := cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
+			due = time.After(time.Second + rand.N(min(20*time.Second, max(life/10, time.Millisecond))))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-told:
+		case <-renewed:
+		case <-due:
+			a.log.Info("another root signs: the certificate is renewed", "part", "ca")
+			a.certs.Renew()
+			select { // or fails, and is tried again there
+			case <-renewed:
+			case <-time.After(5 * time.Second):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
 // connect waits for the first certificate, then reaches the control plane with it.
 func (a *agent) connect(ctx context.Context, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	for {
@@ -284,7 +315,7 @@ func (a *agent) addEnvoy() error {
 	a.gauge("envoy_restarts", "How often Envoy was started anew after it had died.", func() float64 { return float64(sup.Restarts()) })
 	proxy := ads.New(ads.Config{
 		Connect: func(ctx context.Context) (*grpc.ClientConn, error) { return a.connect(ctx) },
-		Log:     a.log.With("part", "ads"),
+		Peek:    a.roots.Peek, Log: a.log.With("part", "ads"),
 	})
 	a.gauge("xds_streams", "Streams of Envoy that lead to a control plane.", func() float64 { return float64(proxy.Connected()) })
 	a.parts = append(a.parts, part{"ads", func(ctx context.Context) error {

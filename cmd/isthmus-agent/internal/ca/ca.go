@@ -80,6 +80,7 @@ type Manager struct {
 	mu      sync.Mutex
 	current *Certificate
 	changed chan struct{}
+	renew   chan struct{} // holds one: renew now
 }
 
 // New returns a Manager, with the certificate kept in Config.Dir if there is a good one. It starts nothing.
@@ -87,7 +88,7 @@ func New(c Config) (*Manager, error) {
 	if c.GraceRatio <= 0 || c.GraceRatio >= 1 {
 		c.GraceRatio = 0.5
 	}
-	m := &Manager{c: c, changed: make(chan struct{})}
+	m := &Manager{c: c, changed: make(chan struct{}), renew: make(chan struct{}, 1)}
 	if c.Dir == "" {
 		return m, nil
 	}
@@ -150,6 +151,8 @@ func (m *Manager) Run(ctx context.Context) error {
 			timer.Stop()
 			return nil
 		case <-timer.C:
+		case <-m.renew:
+			timer.Stop()
 		}
 		cert, err := m.obtain(ctx, current)
 		if err != nil {
@@ -163,6 +166,14 @@ func (m *Manager) Run(ctx context.Context) error {
 		attempt, since = 0, time.Now()
 		m.c.Log.Info("certificate obtained", "id", m.c.ID, "serial", cert.Leaf.SerialNumber.Text(16), "expires", cert.Leaf.NotAfter)
 		m.set(cert)
+	}
+}
+
+// Renew has Run get another certificate now: this one is good, and will not be for as long as it says.
+func (m *Manager) Renew() {
+	select {
+	case m.renew <- struct{}{}:
+	default:
 	}
 }
 

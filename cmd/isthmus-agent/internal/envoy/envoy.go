@@ -94,14 +94,18 @@ func New(c Config) (*Supervisor, error) {
 	return s, nil
 }
 
+// drainTime is how many seconds connections of a changed filter chain have left. Longer: what takes long ends by itself;
+// shorter: an evicted cluster is out sooner.
+const drainTime = "8"
+
 func (s *Supervisor) args() []string {
 	args := []string{
 		s.binary, "-c", filepath.Join(s.c.Dir, BootstrapFile), "-l", s.c.LogLevel,
 		"--concurrency", strconv.Itoa(s.c.Concurrency),
 		// No shared memory and no abstract socket: any number of Envoys run side by side.
 		"--disable-hot-restart",
-		// Also the time that connections of a changed filter chain have left.
-		"--drain-time-s", "45", "--drain-strategy", "immediate",
+		// What is drained is told at once, and closed then. An eviction is over when they are: in less than ten seconds.
+		"--drain-time-s", drainTime, "--drain-strategy", "immediate",
 	}
 	if s.c.Components != "" {
 		args = append(args, "--component-log-level", s.c.Components)

@@ -228,7 +228,7 @@ func (c Config) write(m *federationv1.Machine, key crypto.Signer) (path string, 
 // Leave deletes what Join and the agent wrote. The agent must have ended.
 func Leave(configPath string, c *config.Config) error {
 	var errs []error
-	for _, name := range []string{ca.StateFile, RootFile, "envoy.json", "envoy.pid", "envoy.state", "xds.sock", "sds.sock", "agent.pid"} {
+	for _, name := range []string{ca.StateFile, RootFile, "told-roots.pem", "envoy.json", "envoy.pid", "envoy.state", "xds.sock", "sds.sock", "agent.pid"} {
 		if err := os.Remove(filepath.Join(c.DataDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -15,6 +15,7 @@ import (
 const (
 	partNext     = "next-" // before the names of the parts of the root that comes
 	partRotation = "rotation.json"
+	partCross    = "cross-cert.pem"
 )
 
 // rotation is what is noted of a rotation under way.
@@ -49,7 +50,7 @@ func (a *Authority) takeNext(parts map[string][]byte) {
 }
 
 func nextOf(parts map[string][]byte) identity.Material {
-	return identity.Material{Cert: parts[partNext+PartCert], Key: parts[partNext+PartKey], Root: parts[partNext+PartRoot], Chain: parts[partNext+PartChain]}
+	return identity.Material{Cert: parts[partNext+PartCert], Key: parts[partNext+PartKey], Root: parts[partNext+PartRoot], Chain: parts[partNext+PartChain], Cross: parts[partNext+partCross]}
 }
 
 // promote makes the root that comes the one that signs, for all replicas.
@@ -64,9 +65,13 @@ func (a *Authority) promote(ctx context.Context) error {
 		if held.ID() != next.ID() {
 			return false, errors.New("another rotation has begun")
 		}
+		delete(parts, partCross)
 		for name, data := range m.Data() {
 			parts[name] = data
 			delete(parts, partNext+name)
+		}
+		if a.overlapFor[next.ID()] > 0 && a.overlapFor[next.ID()] <= urgentOverlap {
+			delete(parts, partCross) // the old root is to be forgotten soon
 		}
 		delete(parts, partRotation)
 		return true, nil
@@ -119,6 +124,11 @@ func (a *Authority) Rotate(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if !o.Now { // a key that others have vouches for nothing
+		if m.Cross, err = a.ca.Authority().Cross(m.Cert); err != nil {
+			return err
+		}
+	}
 	begun := a.next == nil
 	parts, err := a.keeper.Own(ctx, func(parts map[string][]byte) (bool, error) {
 		if len(nextOf(parts).Cert) > 0 {
@@ -169,7 +179,7 @@ func (a *Authority) Cancel(ctx context.Context, by string) error {
 	}
 	id := a.next.ID()
 	parts, err := a.keeper.Own(ctx, func(parts map[string][]byte) (bool, error) {
-		for name := range (identity.Material{}).Data() {
+		for _, name := range []string{PartCert, PartKey, PartRoot, PartChain, partCross} {
 			delete(parts, partNext+name)
 		}
 		delete(parts, partRotation)

@@ -148,12 +148,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/peers/{name}/approve", give(func(r *http.Request) (struct{}, error) {
 		return struct{}{}, s.cfg.Peering.Approve(r.Context(), r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /v1/peers/{name}/evict", give(func(r *http.Request) (struct{}, error) {
-		if err := s.retire(r.Context(), r.PathValue("name")); err != nil {
-			return struct{}{}, err
-		}
-		return struct{}{}, s.cfg.Peering.Evict(r.Context(), r.PathValue("name"))
-	}))
+	mux.HandleFunc("POST /v1/peers/{name}/evict", give(s.evict))
 	mux.HandleFunc("GET /v1/trust", give(func(*http.Request) (admin.Trust, error) { return s.trust(), nil }))
 	mux.HandleFunc("POST /v1/trust", take(s.rotate))
 	mux.HandleFunc("GET "+acks.Path, give(func(r *http.Request) ([]string, error) { return s.cfg.Behind(r.URL.Query().Get("version")), nil }))

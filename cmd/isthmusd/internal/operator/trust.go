@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
+	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/protocol"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
@@ -51,6 +54,41 @@ func (s *Server) rotate(ctx context.Context, r admin.RotateRequest) (admin.Trust
 		err = s.cfg.Trust.Rotate(ctx, o)
 	}
 	return s.trust(), err
+}
+
+// evict puts a cluster out, and says who goes with it and who keeps it.
+func (s *Server) evict(r *http.Request) (admin.EvictReply, error) {
+	name := r.PathValue("name")
+	out := admin.EvictReply{Cluster: name, State: string(protocol.Evicted)}
+	before := map[mesh.ClusterID]bool{}
+	for _, p := range s.cfg.Peering.Status().Peers {
+		if before[p.Name] = p.State == protocol.Approved; string(p.Name) != name {
+			continue
+		}
+		for _, by := range p.VouchedBy {
+			if by != s.cfg.Local.ID && p.State == protocol.Approved {
+				out.Elsewhere = append(out.Elsewhere, string(by))
+			}
+		}
+	}
+	if err := s.retire(r.Context(), name); err != nil {
+		return out, err
+	}
+	if err := s.cfg.Peering.Evict(r.Context(), name); err != nil {
+		return out, err
+	}
+	after := map[mesh.ClusterID]bool{}
+	for _, p := range s.cfg.Peering.Status().Peers {
+		after[p.Name] = p.State == protocol.Approved
+	}
+	for id := range before {
+		if before[id] && !after[id] && string(id) != name {
+			out.Also = append(out.Also, string(id))
+		}
+	}
+	slices.Sort(out.Also)
+	out.Elsewhere = slices.DeleteFunc(out.Elsewhere, func(id string) bool { return !after[mesh.ClusterID(id)] })
+	return out, nil
 }
 
 // callerKey is where a context says who called.
