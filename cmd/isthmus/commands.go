@@ -11,14 +11,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/inspect"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/leave"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/trust"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
 func tokenCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{Use: "token", Short: "Make, list and revoke join tokens"}
-	cmd.AddCommand(tokenCreateCommand(o), tokenListCommand(o), tokenInspectCommand(o), tokenRevokeCommand(o), tokenWorkloadCommand(o))
+	cmd.AddCommand(tokenCreateCommand(o), tokenListCommand(o), inspect.Command(printJSON), tokenRevokeCommand(o), tokenWorkloadCommand(o))
 	return cmd
 }
 
@@ -129,19 +131,6 @@ func tokenListCommand(o *options) *cobra.Command {
 	}
 }
 
-func tokenInspectCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "inspect TOKEN", Short: "Show what a token says, without its secret; needs no isthmusd", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := token.Parse(args[0])
-			if err != nil {
-				return fmt.Errorf("read the token: %w", err)
-			}
-			return printJSON(cmd.OutOrStdout(), p)
-		},
-	}
-}
-
 func tokenRevokeCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke ID", Short: "Make an unused token worthless", Args: cobra.ExactArgs(1),
@@ -240,9 +229,8 @@ func peerCommand(o *options) *cobra.Command {
 	approve.Short = "Make a pending cluster a member"
 	evict := o.peerAct("evict", "evicted", "is evicted")
 	evict.Short = "Put a cluster out of the mesh, as far as this cluster goes"
-	evict.Long = `Put a cluster out of the mesh, as far as this cluster goes: from now on this cluster refuses its certificates, names and endpoints,
-and the tokens with which it joined here. Other clusters decide for themselves: run it there, too, to put it out everywhere.
-A new token from here lets it in again: "isthmus token create --for NAME" here, "isthmus join" there.`
+	evict.Long = `Put a cluster out of the mesh: from now on this cluster refuses its certificates, names and endpoints, and the tokens with which it joined
+here; so do all that know it from here. Where another member let it in, too, run it there as well. Open connections are closed. A new token from here lets it in again: "isthmus token create --for NAME" here, "isthmus join" there.`
 	show := &cobra.Command{
 		Use: "show NAME", Short: "Show all that is known of one cluster", Args: cobra.ExactArgs(1), ValidArgsFunction: o.completePeers,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -351,11 +339,18 @@ Each way is tried with a TLS handshake, unless --no-probe is given.`,
 	return cmd
 }
 
+// trust is what the commands of that name need.
+func (o *options) trust() trust.Config { return trust.Config{Call: o.ask, Print: o.leave().Print} }
+
+func (o *options) ask(ctx context.Context, method, path string, in, out any) error {
+	return o.client().call(ctx, method, path, in, out)
+}
+
 // leave is what the command of that name needs.
 func (o *options) leave() leave.Config {
 	return leave.Config{
 		Call: func(ctx context.Context, path string, in, out any) error {
-			return o.client().call(ctx, http.MethodPost, path, in, out)
+			return o.ask(ctx, http.MethodPost, path, in, out)
 		},
 		Print: func(cmd *cobra.Command, v any, lines []string) error {
 			return o.print(cmd, v, func(t *table) { t.say("%s", strings.Join(lines, "\n")) })
