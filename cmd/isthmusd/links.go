@@ -4,19 +4,18 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/probe"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/views"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
@@ -238,51 +237,7 @@ func (d *daemon) feed(vs *views.Views) func(xds.Client) (xds.Feed, func(), error
 	}
 }
 
-// verdictTime is how long a server is given to refuse our certificate: in TLS 1.3 a client is done before the server has judged it.
-const verdictTime = 150 * time.Millisecond
-
-// accepted waits for a refusal; silence is consent.
-func accepted(conn net.Conn) error {
-	_ = conn.SetReadDeadline(time.Now().Add(verdictTime))
-	_, err := conn.Read(make([]byte, 1))
-	var timeout net.Error
-	if err == nil || errors.As(err, &timeout) && timeout.Timeout() {
-		return nil
-	}
-	return err
-}
-
 // probe tries a TLS handshake with an endpoint as this control plane.
 func (d *daemon) probe(ctx context.Context, addrs []string, serverName string) admin.Probe {
-	started := time.Now()
-	out := admin.Probe{At: started}
-	cfg := trust.ClientConfig(trust.Config{Local: d.certs.control.Certificate, Bundles: d.bundles, Authorize: func(spiffeid.ID) error { return nil }})
-	cfg.ServerName, cfg.NextProtos = serverName, slices.Concat(sni.ALPN, []string{"http/1.1"})
-	dialer := tls.Dialer{Config: cfg}
-	var failed []string
-	for _, addr := range addrs {
-		conn, err := dialer.DialContext(ctx, "tcp", addr)
-		if err != nil {
-			failed = append(failed, addr+": "+err.Error())
-			continue
-		}
-		out.Took = time.Since(started).Round(100 * time.Microsecond).String() // the verdict below is waited for, it is not the handshake
-		state := conn.(*tls.Conn).ConnectionState()
-		err = accepted(conn)
-		conn.Close()
-		if err != nil {
-			failed = append(failed, addr+": the far side refuses us: "+err.Error())
-			continue
-		}
-		out.Gateway, out.Version = addr, tls.VersionName(state.Version)
-		if id, err := trust.PeerID(state); err == nil {
-			out.Identity = id.String()
-		}
-		break
-	}
-	if out.Version == "" {
-		out.Error = strings.Join(failed, "; ")
-		out.Took = time.Since(started).Round(100 * time.Microsecond).String()
-	}
-	return out
+	return probe.TLS(ctx, d.certs.control.Certificate, d.bundles, addrs, serverName)
 }
