@@ -13,7 +13,6 @@ import (
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/inspect"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/leave"
-	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/trust"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -255,14 +254,20 @@ func (o *options) peerAct(verb, state, text string) *cobra.Command {
 	return &cobra.Command{
 		Use: verb + " NAME", Args: cobra.ExactArgs(1), ValidArgsFunction: o.completePeers,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.client().call(cmd.Context(), http.MethodPost, "/v1/peers/"+url.PathEscape(args[0])+"/"+verb, nil, nil); err != nil {
+			var done admin.EvictReply
+			if err := o.client().call(cmd.Context(), http.MethodPost, "/v1/peers/"+url.PathEscape(args[0])+"/"+verb, nil, &done); err != nil {
 				return err
 			}
-			done := struct {
-				Cluster string `json:"cluster"`
-				State   string `json:"state"`
-			}{args[0], state}
-			return o.print(cmd, done, func(t *table) { t.say("cluster %s %s", args[0], text) })
+			done.Cluster, done.State = args[0], state
+			return o.print(cmd, done, func(t *table) {
+				t.say("cluster %s %s", args[0], text)
+				for _, by := range done.Elsewhere {
+					t.say("cluster %s let it in, too: run isthmus peer evict %s there", by, args[0])
+				}
+				for _, name := range done.Also {
+					t.say("cluster %s is out, too: only %s had let it in", name, args[0])
+				}
+			})
 		},
 	}
 }
@@ -338,9 +343,6 @@ Each way is tried with a TLS handshake, unless --no-probe is given.`,
 	cmd.Flags().BoolVar(&req.NoProbe, "no-probe", false, "do not try handshakes")
 	return cmd
 }
-
-// trust is what the commands of that name need.
-func (o *options) trust() trust.Config { return trust.Config{Call: o.ask, Print: o.leave().Print} }
 
 func (o *options) ask(ctx context.Context, method, path string, in, out any) error {
 	return o.client().call(ctx, method, path, in, out)
