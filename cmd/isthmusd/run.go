@@ -243,6 +243,9 @@ func (p ports) close() {
 
 // federate makes the peer agent out of what was kept.
 func (d *daemon) federate(st *store.Store, reg prometheus.Registerer) (err error) {
+	if said := acks.Said(d.kept.state.Records, d.local.ID); said != nil {
+		st.UpdateLocal(func(local *mesh.Cluster) { local.Trusts = said })
+	}
 	d.peering, err = peering.New(peering.Config{
 		Core: protocol.Config{
 			Name: d.local.ID, TrustDomain: d.local.TrustDomain, PublicKey: d.key.Public(), Sign: d.key.Sign,

@@ -53,31 +53,49 @@ func gatewayKilled(ctx context.Context, w *World) (string, error) {
 
 // metric adds up the samples of one metric that isthmusd of a cluster shows, but for those of digests: they beat.
 func (w *World) metric(ctx context.Context, cluster, name string) (float64, error) {
+	lines, err := w.metricLines(ctx, cluster, name)
+	sum := 0.0
+	for _, line := range lines {
+		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += v
+	}
+	return sum, err
+}
+
+// metricText is what the sum of metric is made of.
+func (w *World) metricText(ctx context.Context, cluster, name string) string {
+	lines, err := w.metricLines(ctx, cluster, name)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(lines, ", ")
+}
+
+// metricLines returns the lines of the metric with their values, without those about digests.
+func (w *World) metricLines(ctx context.Context, cluster, name string) (out []string, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:15014/metrics", nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	resp, err := w.Node(cluster + "/isthmusd").HTTP().Do(req)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	sum := 0.0
 	for line := range strings.SplitSeq(string(data), "\n") {
-		head, value, ok := strings.Cut(line, " ")
+		head, _, ok := strings.Cut(line, " ")
 		if base, _, _ := strings.Cut(head, "{"); ok && base == name && !strings.Contains(head, `type="Digest"`) {
-			v, err := strconv.ParseFloat(value, 64)
-			if err != nil {
-				return 0, err
-			}
-			sum += v
+			out = append(out, line)
 		}
 	}
-	return sum, nil
+	return out, nil
 }
 
 func controlPlaneKilled(ctx context.Context, w *World) (string, error) {
@@ -119,7 +137,7 @@ func controlPlaneKilled(ctx context.Context, w *World) (string, error) {
 		return "", err
 	}
 	if sent > 0 {
-		err = fmt.Errorf("isthmusd sent %v resources after its return, nothing had changed", sent)
+		err = fmt.Errorf("isthmusd sent %v resources after its return (%s), nothing had changed", sent, w.metricText(ctx, "amber", "isthmus_xds_resources_sent_total"))
 	}
 	after, serr := w.status(ctx, "amber")
 	if len(after.Imports) != len(before.Imports) {

@@ -14,6 +14,9 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/socket"
@@ -63,6 +66,23 @@ type Acks struct {
 
 // New starts nothing.
 func New(cfg Config) *Acks { return &Acks{cfg: cfg, started: time.Now()} }
+
+// Said returns what the last record of this cluster says of the bundles that it and all its proxies have. That holds on
+// after a start: a proxy does not lose what it accepted, and without it the record would change twice for nothing.
+func Said(records []*federationv1.Record, self mesh.ClusterID) map[mesh.TrustDomain][]byte {
+	for _, r := range records {
+		var c federationv1.Cluster
+		if r.GetOrigin() != string(self) || r.GetKind() != protocol.KindCluster || proto.Unmarshal(r.GetBody(), &c) != nil || len(c.GetTrusts()) == 0 {
+			continue
+		}
+		out := map[mesh.TrustDomain][]byte{}
+		for td, sum := range c.GetTrusts() {
+			out[mesh.TrustDomain(td)] = sum
+		}
+		return out
+	}
+	return nil
+}
 
 // Sum is how a cluster names the bundle that it has.
 func Sum(bundle []byte) []byte {
