@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -23,6 +22,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/catest"
 	"github.com/isthmus-mesh/isthmus/internal/capture"
 	"github.com/isthmus-mesh/isthmus/internal/envoytest"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 // The test binary is also the program, and is run again inside a network namespace.
@@ -60,15 +60,7 @@ func (quietControl) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoverySe
 	}
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func freePort(t *testing.T) int { return porttest.Take(t) }
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()

@@ -122,7 +122,7 @@ func TestActs(t *testing.T) {
 		}
 	}
 	help, _, err := isthmus("peer", "evict", "--help")
-	for _, want := range []string{"certificates, names and endpoints", "decide for themselves", "new token"} {
+	for _, want := range []string{"certificates, names and endpoints", "run it there as well", "new token"} {
 		if err != nil || !strings.Contains(help, want) {
 			t.Errorf("the help of peer evict does not say %q: %v\n%s", want, err, help)
 		}

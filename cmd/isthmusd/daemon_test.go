@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 	"github.com/isthmus-mesh/isthmus/internal/xdsclient"
 )
 
@@ -66,15 +67,7 @@ func eventually(t *testing.T, what string, check func() error) {
 }
 
 // freeAddr returns a loopback address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+func freeAddr(t *testing.T) string { return fmt.Sprintf("127.0.0.1:%d", porttest.Take(t)) }
 
 // daemonTest is one isthmusd in this process.
 type daemonTest struct {

@@ -35,6 +35,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/translate"
 	"github.com/isthmus-mesh/isthmus/internal/envoytest"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 // controlPlane serves fixed resources, the state of the world at once, to clients of both configuration streams.
@@ -141,12 +142,7 @@ func listen(t *testing.T) net.Listener {
 }
 
 // freePort returns a port that nobody listens on at the moment.
-func freePort(t *testing.T) uint32 {
-	t.Helper()
-	l := listen(t)
-	defer l.Close()
-	return uint32(l.Addr().(*net.TCPAddr).Port)
-}
+func freePort(t *testing.T) uint32 { return uint32(porttest.Take(t)) }
 
 // startEnvoy runs Envoy against the control plane until the test ends.
 func startEnvoy(t *testing.T, controlPlane string) {

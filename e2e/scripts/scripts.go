@@ -240,7 +240,7 @@ func (s *story) do(ctx context.Context, words []string) (stdout string, err erro
 	if len(words) > 0 && words[0] == "!" {
 		out, err := s.do(ctx, words[1:])
 		if err == nil {
-			return out, errors.New("it succeeded, which it should not")
+			return out, fmt.Errorf("it succeeded, which it should not:\n%.3000s", out)
 		}
 		var bad usageError
 		if errors.As(err, &bad) {

@@ -131,7 +131,7 @@ var rules = []rule{
 }
 
 // testHelpers are imported by tests and by each other only.
-var testHelpers = []string{"eastwest/gateway/gatewaytest", "cmd/isthmus-agent/internal/catest", "internal/golden", "internal/envoytest", "internal/kubetest"}
+var testHelpers = []string{"eastwest/gateway/gatewaytest", "cmd/isthmus-agent/internal/catest", "internal/golden", "internal/envoytest", "internal/kubetest", "internal/porttest"}
 
 // homes says which packages alone may import a module, whatever their rule says.
 var homes = []struct {

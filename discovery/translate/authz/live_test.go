@@ -40,6 +40,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/translate/authz"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/jwt"
 	"github.com/isthmus-mesh/isthmus/internal/envoytest"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 // pki is a root and what it issues.
@@ -128,15 +129,7 @@ func (i *issuer) token(t *testing.T, claims map[string]any) string {
 	return text + "." + b.EncodeToString(sig)
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func freePort(t *testing.T) int { return porttest.Take(t) }
 
 // rig is one Envoy with a listener for each set of policies.
 type rig struct {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/eastwest/gateway"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 // Gateway is a running gateway under test.
@@ -221,15 +222,7 @@ func certificate(t *testing.T) tls.Certificate {
 	return c
 }
 
-func freePort(t *testing.T) uint32 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return uint32(l.Addr().(*net.TCPAddr).Port)
-}
+func freePort(t *testing.T) uint32 { return uint32(porttest.Take(t)) }
 
 // Eventually fails the test unless ok becomes true within 20 s.
 func Eventually(t *testing.T, what string, ok func() bool) {

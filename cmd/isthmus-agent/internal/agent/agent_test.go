@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -32,6 +31,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/envoytest"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -99,15 +99,7 @@ func (c *control) counts() (streams, left, broken int) {
 
 const spiffe = "spiffe://amber.mesh/ns/default/sa/web"
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func freePort(t *testing.T) int { return porttest.Take(t) }
 
 func setUp(t *testing.T, role config.Role) (*config.Config, *control, *catest.Server) {
 	t.Helper()

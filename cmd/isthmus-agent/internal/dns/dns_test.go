@@ -15,6 +15,7 @@ import (
 
 	dnsv1 "github.com/isthmus-mesh/isthmus/api/dns/v1"
 	"github.com/isthmus-mesh/isthmus/dns/zone"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -65,15 +66,7 @@ func upstream(t *testing.T) string {
 	return pc.LocalAddr().String()
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func freePort(t *testing.T) int { return porttest.Take(t) }
 
 func TestServer(t *testing.T) {
 	s := New(Config{

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -21,7 +22,7 @@ type seen struct {
 // liar answers each question over UDP with what reply makes of it, and truthfully over TCP; it returns what it was asked.
 func liar(t *testing.T, reply func(q *mdns.Msg) []*mdns.Msg) (string, func() []seen) {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	pc, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", freePort(t)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/validate"
 	"github.com/isthmus-mesh/isthmus/internal/envoytest"
 	"github.com/isthmus-mesh/isthmus/internal/golden"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 // rendered is one rendering in both forms.
@@ -218,15 +219,7 @@ spec:
 	}
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func freePort(t *testing.T) int { return porttest.Take(t) }
 
 func TestRefusesNodes(t *testing.T) {
 	for _, node := range []string{"", "reviews", "reviews.", ".default", "a~b~c", "boat reviews.default", "sidecar~x~reviews.default~d", "a b c.d"} {

@@ -27,6 +27,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/xds"
 	"github.com/isthmus-mesh/isthmus/internal/envoytest"
+	"github.com/isthmus-mesh/isthmus/internal/porttest"
 )
 
 // luaFilter puts a script in front of the router of gateways.
@@ -239,15 +240,7 @@ func TestEnvoyRefuses(t *testing.T) {
 	})
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func freePort(t *testing.T) int { return porttest.Take(t) }
 
 // startGateway runs Envoy as a gateway of the control plane at the port.
 func startGateway(t *testing.T, envoy string, port int) {
