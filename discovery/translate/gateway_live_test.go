@@ -23,6 +23,7 @@ import (
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -82,6 +83,7 @@ func signing(t *testing.T) *authority {
 // changing is a control plane whose resources change while clients are connected.
 type changing struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	secretv3.UnimplementedSecretDiscoveryServiceServer
 	mu      sync.Mutex
 	version int
 	changed chan struct{}
@@ -126,8 +128,24 @@ func (c *changing) put(t *testing.T, r translate.Resources) {
 	c.changed = make(chan struct{})
 }
 
-// StreamAggregatedResources sends every type that was asked for again when something changed.
 func (c *changing) StreamAggregatedResources(s discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return c.follow(s)
+}
+
+func (c *changing) StreamSecrets(s secretv3.SecretDiscoveryService_StreamSecretsServer) error {
+	return c.follow(s)
+}
+
+// placeOf is the place of a type in a push, as the server has it.
+func placeOf(kind string) int {
+	return slices.Index([]string{"Cluster", "ClusterLoadAssignment", "Secret", "Listener", "RouteConfiguration"}, kind[strings.LastIndexByte(kind, '.')+1:])
+}
+
+// follow sends every type that was asked for again when something changed.
+func (c *changing) follow(s interface {
+	stream
+	Context() context.Context
+}) error {
 	requests := make(chan *discoveryv3.DiscoveryRequest)
 	go func() {
 		defer close(requests)
@@ -177,6 +195,7 @@ func (c *changing) StreamAggregatedResources(s discoveryv3.AggregatedDiscoverySe
 			}
 			if !again {
 				order = append(order, req.TypeUrl)
+				slices.SortFunc(order, func(a, b string) int { return placeOf(a) - placeOf(b) })
 			}
 			asked[req.TypeUrl] = names
 			if err := send(req.TypeUrl); err != nil {

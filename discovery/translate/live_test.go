@@ -144,9 +144,12 @@ func listen(t *testing.T) net.Listener {
 // freePort returns a port that nobody listens on at the moment.
 func freePort(t *testing.T) uint32 { return uint32(porttest.Take(t)) }
 
-// startEnvoy runs Envoy against the control plane until the test ends.
-func startEnvoy(t *testing.T, controlPlane string) {
+// startEnvoy runs Envoy against the control plane until the test ends. drain says how it drains; without, in a second.
+func startEnvoy(t *testing.T, controlPlane string, drain ...string) {
 	t.Helper()
+	if len(drain) == 0 {
+		drain = []string{"--drain-time-s", "1"}
+	}
 	host, port, err := net.SplitHostPort(controlPlane)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +185,7 @@ func startEnvoy(t *testing.T, controlPlane string) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, envoytest.Path(t), "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "--drain-time-s", "1", "-l", "warning")
+	cmd := exec.CommandContext(ctx, envoytest.Path(t), append(drain, "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning")...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -196,11 +196,11 @@ func rank(typ string) int {
 		return 0
 	case EndpointType:
 		return 1
-	case ListenerType:
+	case SecretType: // a root that is trusted no longer, before listeners close the connections from before
 		return 2
-	case RouteType:
+	case ListenerType:
 		return 3
-	case SecretType:
+	case RouteType:
 		return 4
 	}
 	return 5

@@ -116,8 +116,8 @@ func TestDelta(t *testing.T) {
 			}
 			feed.publish(things(typed{ClusterType: named{"b": "1"}, EndpointType: named{"b": "1"}, ListenerType: named{"m": "1"},
 				RouteType: named{"r": "2"}, SecretType: named{"s": "2"}}))
-			for _, want := range []string{"Cluster +b=1", "ClusterLoadAssignment +b=1", "Listener +m=1 -l", "RouteConfiguration +r=2",
-				"Secret +s=2", "Thing -t", "ClusterLoadAssignment -a", "Cluster -a"} {
+			for _, want := range []string{"Cluster +b=1", "ClusterLoadAssignment +b=1", "Secret +s=2", "Listener +m=1 -l",
+				"RouteConfiguration +r=2", "Thing -t", "ClusterLoadAssignment -a", "Cluster -a"} {
 				d.want(want)
 			}
 		}},
