@@ -22,6 +22,8 @@ const (
 	TokenHeader = "X-Isthmus-Token"
 	// CallerHeader says to the replica that answers who called. What a caller writes there itself is overwritten.
 	CallerHeader = "X-Isthmus-Caller"
+	// FromHeader says from where: "socket", or an address. It is treated as CallerHeader is.
+	FromHeader = "X-Isthmus-From"
 	// AccessGroup is the API group in Roles. Its resources are the first parts of the paths below: status, peers, tokens, ...
 	AccessGroup = "admin.isthmus.io"
 	// LocalOnly is the query parameter with which one replica asks another for what that one alone knows.

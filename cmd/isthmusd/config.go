@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/audit"
 	"github.com/isthmus-mesh/isthmus/dns/vip"
 	"github.com/isthmus-mesh/isthmus/internal/cidr"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -66,6 +67,8 @@ type Config struct {
 		// Listen is the address of the same over TLS, for the tool's --context; needs state.in: kubernetes. Empty: off.
 		Listen string `yaml:"listen"`
 	} `yaml:"admin"`
+	// Audit is where changes of tokens, peers and roots are written down.
+	Audit audit.Config `yaml:"audit"`
 	// Metrics is the address of /metrics and /ready over plain HTTP; empty: off.
 	Metrics string `yaml:"metrics"`
 	// XDSPlaintext is a loopback address that serves xDS without authentication; empty: off.

@@ -109,7 +109,7 @@ func testConfig(t *testing.T, cluster string) Config {
 	cfg := defaultConfig()
 	cfg.Cluster, cfg.TrustDomain, cfg.Network = cluster, cluster+".mesh", cluster
 	cfg.DataDir, cfg.Source.Dir, cfg.Admin.Socket = filepath.Join(dir, "data"), filepath.Join(dir, "objects"), filepath.Join(dir, "admin.sock")
-	cfg.Listen, cfg.Metrics = freeAddr(t), ""
+	cfg.Listen, cfg.Metrics, cfg.Audit.File = freeAddr(t), "", filepath.Join(dir, "audit.jsonl")
 	cfg.Advertise = []string{cfg.Listen}
 	cfg.allowLoopback = true
 	if err := os.MkdirAll(cfg.Source.Dir, 0o755); err != nil {

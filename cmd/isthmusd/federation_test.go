@@ -428,8 +428,9 @@ func TestMesh(t *testing.T) {
 func TestPending(t *testing.T) {
 	amber, _ := member(t, "amber", func(c *Config) { c.Federation.AutoApprove = false })
 	birch, _ := member(t, "birch", nil)
-	if reply := birch.mustJoin(t, amber); !reply.Pending || reply.Issuer != "amber" {
-		t.Errorf("birch joins: %+v", reply)
+	token := amber.tokenFor(t, admin.TokenRequest{Name: "birch"})
+	if reply, err := birch.join(token.Token); err != nil || !reply.Pending || reply.Issuer != "amber" {
+		t.Fatalf("birch joins: %+v, %v", reply, err)
 	}
 	eventually(t, "birch waits", func() error {
 		if p := amber.peers(t)["birch"]; p.State != "pending" || p.TrustDomain != "birch.mesh" {
@@ -459,6 +460,18 @@ func TestPending(t *testing.T) {
 		t.Fatal(err)
 	}
 	settled(t, amber, birch)
+	if err := amber.call("POST", "/v1/peers/birch/evict", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	amber.wrote(t, "token.create "+token.ID+" operator socket done", "peer.standing birch   pending", "token.redeem "+token.ID+" cluster birch 127.0.0.1 done",
+		"peer.approve cedar operator socket UnknownPeer", "peer.standing birch cluster amber  approved", "peer.approve birch operator socket done",
+		"token.revoke "+token.ID+" operator socket done", "peer.standing birch cluster amber  evicted", "peer.evict birch operator socket done")
+	birch.wrote(t, "peer.standing amber cluster birch  approved", "mesh.join amber operator socket done")
+	for _, d := range []*daemonTest{amber, birch} {
+		if text := d.audit(t); strings.Contains(text, token.Token[len("isth1_"):60]) {
+			t.Errorf("the token is written down by %s", d.cfg.Cluster)
+		}
+	}
 }
 
 // TestTokenAutoApproves is about a token that says so itself.

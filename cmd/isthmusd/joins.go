@@ -15,6 +15,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/operator"
 	"github.com/isthmus-mesh/isthmus/discovery/identity"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
@@ -37,7 +38,7 @@ func (d *daemon) gateways() []netip.AddrPort {
 }
 
 // issueToken makes a join token for a cluster or a machine.
-func (d *daemon) issueToken(_ context.Context, r admin.TokenRequest) (admin.TokenReply, error) {
+func (d *daemon) issueToken(ctx context.Context, r admin.TokenRequest) (admin.TokenReply, error) {
 	ttl, err := lifetime(r.TTL, 15*time.Minute)
 	if err != nil {
 		return admin.TokenReply{}, err
@@ -50,7 +51,7 @@ func (d *daemon) issueToken(_ context.Context, r admin.TokenRequest) (admin.Toke
 	}
 	c := token.IssueConfig{
 		Kind: token.Kind(r.Kind), TrustDomain: d.local.TrustDomain, Key: ed25519Signer{d.key}, Pins: []token.Pin{token.PinOf(d.ca.Root())},
-		Endpoints: endpoints, Lifetime: ttl, Uses: r.Uses, AutoApprove: r.AutoApprove || d.cfg.Federation.AutoApprove, CreatedBy: "operator",
+		Endpoints: endpoints, Lifetime: ttl, Uses: r.Uses, AutoApprove: r.AutoApprove || d.cfg.Federation.AutoApprove, CreatedBy: operator.Who(ctx),
 	}
 	switch c.Kind {
 	case token.Cluster:

@@ -22,6 +22,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/acks"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/audit"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/conns"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/debug"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/operator"
@@ -80,6 +81,7 @@ type daemon struct {
 	// snapshots are the store's.
 	snapshots mesh.Snapshots
 
+	audit     *audit.Log
 	behind    *acks.Acks
 	conns     conns.Conns
 	trusting  sync.Mutex
@@ -99,6 +101,10 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	pages := openWeb(ports.metrics, reg)
 	defer pages.close()
 	d := &daemon{cfg: cfg, log: log, bundles: &trust.Bundles{}}
+	if d.audit, err = audit.Open(cfg.Audit, log); err != nil {
+		return err
+	}
+	defer d.audit.Close()
 	if d.kept, err = keep(ctx, cfg, log); err != nil {
 		return err
 	}
@@ -145,7 +151,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	certs := identity.NewService(identity.ServiceConfig{CA: d.ca, Auth: d.authenticator(), Log: log, Reg: reg})
 	issuer, err := token.NewIssuer(token.IssuerConfig{
 		TrustDomain: d.local.TrustDomain, Key: ed25519Signer{d.key}, Grants: d.grants, VerifyRecord: func(r *federationv1.Record, k ed25519.PublicKey) error { return protocol.Verify(r, k) },
-		AdmitCluster: d.admitCluster, AdmitMachine: d.admitMachine, Log: log, Reg: reg,
+		AdmitCluster: d.admitCluster, AdmitMachine: d.admitMachine, Decided: d.audit.Redeemed, Log: log, Reg: reg,
 		OnReuse: func(g token.Grant, r token.Redemption) {
 			log.Warn("spent token was shown again by another key", "reason", "TokenReuse", "token", g.ID, "name", g.Subject, "by", r.String())
 		},
@@ -169,7 +175,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger, reg *prometheus.Regi
 	op, err := operator.Listen(operator.Config{
 		Socket: cfg.Admin.Socket, Version: version.String(), Local: d.local, Snapshots: st, Peering: d.peering, Alive: d.gossip.Alive,
 		Proxies: ads.Clients, Machines: d.machines.List, Problems: vs.Problems, Grants: d.grants, IssueToken: d.issueToken, Join: d.join, MintWorkload: d.mintWorkload, Probe: d.probe, Sources: d.sourceStates, Others: others, Wrap: d.byLeader, Log: log,
-		Trust: d.kept.authority, Behind: d.behind.Behind,
+		Trust: d.kept.authority, Behind: d.behind.Behind, Audit: d.audit,
 		Debug: debug.Handler(debug.Config{Snapshots: st, Clients: ads.Clients, Held: vs.Held, Others: others}),
 	})
 	if err != nil {
@@ -253,7 +259,7 @@ func (d *daemon) federate(st *store.Store, reg prometheus.Registerer) (err error
 		},
 		State: d.kept.state, Log: d.kept.log, Lead: d.kept.leadership(), Local: d.local, Snapshots: st, Policy: policy.Options{AllowLoopback: d.cfg.allowLoopback}, Sink: st.Sink("federation"),
 		Evicted: func(g string) { st.UpdateLocal(func(local *mesh.Cluster) { local.Evictions = g }) },
-		Trust:   d.setTrust, TLS: d.peerTLS, Broadcast: func(key string, b []byte) { d.gossip.Broadcast(key, b) }, Logger: d.log, Reg: reg,
+		Changed: d.audit.Standing, Trust: d.setTrust, TLS: d.peerTLS, Broadcast: func(key string, b []byte) { d.gossip.Broadcast(key, b) }, Logger: d.log, Reg: reg,
 	})
 	if err != nil {
 		return err

@@ -30,7 +30,7 @@ func (d *daemon) acks(st *store.Store, ads *xds.Server, others func(context.Cont
 // listener is what changes of the roots do.
 func (d *daemon) listener(st *store.Store) authority.Listener {
 	return authority.Listener{
-		Leads: d.leads, Lagging: d.behind.Lagging, Problems: st.Sink("ca"),
+		Leads: d.leads, Lagging: d.behind.Lagging, Problems: st.Sink("ca"), Note: d.audit.Trust,
 		Changed: func(roots []byte) {
 			d.setTrust(nil)
 			st.UpdateLocal(func(local *mesh.Cluster) { local.Roots = roots })

@@ -53,6 +53,9 @@ type Config struct {
 	Trust func(map[mesh.TrustDomain][]byte)
 	// Evicted is told what changes with each cluster that is evicted. Nil: nobody wants it.
 	Evicted func(evictions string)
+	// Changed is told of each cluster whose standing is another than before, by whoever: no state is that of a name which is
+	// not known. by says who spoke. It must not block. Nil: nobody wants it.
+	Changed func(name mesh.ClusterID, was, now protocol.PeerState, by []mesh.ClusterID)
 	// TLS gives the client configuration for the record stream of a member.
 	TLS func(mesh.TrustDomain) *tls.Config
 	// Dial opens the connections of record streams; nil is the network.
@@ -289,7 +292,7 @@ func (p *Peering) publish(records bool) {
 		}
 	}
 	s.Refused = p.refused.counted(peers)
-	p.status.Store(s)
+	p.changed(p.status.Swap(s), peers)
 }
 
 // gateways says through which gateway each record stream goes now.

@@ -1,6 +1,7 @@
 package peering
 
 import (
+	"maps"
 	"slices"
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
@@ -49,4 +50,24 @@ func (p *Peering) understands(id mesh.ClusterID, capability string) bool {
 		}
 	}
 	return false
+}
+
+// changed tells which clusters stand otherwise than before. The replica that speaks does.
+func (p *Peering) changed(before *Status, peers []protocol.Peer) {
+	if p.cfg.Changed == nil || p.follows != nil || before == nil {
+		return
+	}
+	was := map[mesh.ClusterID]protocol.PeerState{}
+	for _, x := range before.Peers {
+		was[x.Name] = x.State
+	}
+	for _, x := range peers {
+		if x.State != was[x.Name] {
+			p.cfg.Changed(x.Name, was[x.Name], x.State, x.VouchedBy)
+		}
+		delete(was, x.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(was)) {
+		p.cfg.Changed(name, was[name], "", nil)
+	}
 }

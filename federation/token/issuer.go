@@ -41,6 +41,9 @@ type IssuerConfig struct {
 	// OnReuse is told when a key holds the seed of a token that another key has spent: the token leaked, or was used
 	// twice by mistake. It must not block. May be nil.
 	OnReuse func(Grant, Redemption)
+	// Decided is told each decision about one who holds the seed of a token of ours: err is a *Refused where it was
+	// refused. It must not block. May be nil.
+	Decided func(g Grant, by Redemption, pending bool, err error)
 	// Connections is how many joins are served at once: more lets more joiners in at the same time, each costs up to
 	// 100 KiB and a descriptor. Above it, those that have not asked for anything yet make room, of the source that has
 	// most of them. 0: 256.
@@ -218,6 +221,15 @@ func (i *Issuer) answer(ctx context.Context, frame, exp []byte, from string) (*f
 		return nil, err
 	}
 	defer release()
+	result, err := i.decide(ctx, g, j)
+	if i.Decided != nil {
+		i.Decided(g, j.Redemption, result.GetPending(), err)
+	}
+	return result, err
+}
+
+// decide binds the token to the joiner and admits it.
+func (i *Issuer) decide(ctx context.Context, g Grant, j joiner) (*federationv1.JoinResult, error) {
 	g, first, err := i.bind(ctx, g.ID, j.Redemption)
 	if err != nil {
 		return nil, err
@@ -232,14 +244,14 @@ func (i *Issuer) answer(ctx context.Context, frame, exp []byte, from string) (*f
 	}
 	switch {
 	case errors.As(err, &refused):
-		i.Log.Info("join refused", "token", g.ID, "subject", g.Subject, "from", from, "reason", refused.Reason)
+		i.Log.Info("join refused", "token", g.ID, "subject", g.Subject, "from", j.From, "reason", refused.Reason)
 		if first {
 			if err := i.unbind(ctx, g.ID, j.Key); err != nil {
 				i.Log.Warn("a refused join keeps its token spent for other keys", "token", g.ID, "err", err)
 			}
 		}
 	case err == nil:
-		i.Log.Info("join admitted", "token", g.ID, "subject", g.Subject, "name", j.Name, "from", from, "again", !first, "pending", result.GetPending())
+		i.Log.Info("join admitted", "token", g.ID, "subject", g.Subject, "name", j.Name, "from", j.From, "again", !first, "pending", result.GetPending())
 	default:
 		err = fmt.Errorf("admit %s with token %s: %w", g.Subject, g.ID, err)
 	}

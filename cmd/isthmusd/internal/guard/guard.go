@@ -108,6 +108,7 @@ func (g *Guard) Handler(next http.Handler) http.Handler {
 			r.Header.Del(admin.TokenHeader)
 			r.Header.Del("Authorization")
 			r.Header.Set(admin.CallerHeader, user.Username)
+			r.Header.Set(admin.FromHeader, r.RemoteAddr)
 			next.ServeHTTP(w, r)
 		}
 	})

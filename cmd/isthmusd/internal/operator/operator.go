@@ -16,6 +16,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/acks"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/audit"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmusd/internal/authority"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
 	"github.com/isthmus-mesh/isthmus/discovery/source/workload"
@@ -56,6 +57,8 @@ type Config struct {
 	// Trust is the certificate authority, Behind lists the proxies of this replica that lack that version of the roots.
 	Trust  *authority.Authority
 	Behind func(version string) []string
+	// Audit is where changes are written down; nil: nowhere.
+	Audit *audit.Log
 	// Wrap stands before the calls on the socket; nil: nothing does.
 	Wrap func(http.Handler) http.Handler
 	Log  *slog.Logger
@@ -129,6 +132,7 @@ func (s *Server) Run(ctx context.Context) error {
 func fromSocket(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Header.Set(admin.CallerHeader, "operator")
+		r.Header.Set(admin.FromHeader, "socket")
 		next.ServeHTTP(w, r)
 	})
 }
@@ -136,21 +140,21 @@ func fromSocket(next http.Handler) http.Handler {
 // Handler answers every call by itself.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/tokens", take(s.cfg.IssueToken))
+	mux.HandleFunc("POST /v1/tokens", take(audited(s, aboutToken, s.cfg.IssueToken)))
 	mux.HandleFunc("GET /v1/tokens", give(s.tokens))
-	mux.HandleFunc("DELETE /v1/tokens/{id}", give(s.revoke))
-	mux.HandleFunc("POST /v1/workload-tokens", take(func(_ context.Context, r admin.WorkloadTokenRequest) (admin.TokenReply, error) {
+	mux.HandleFunc("DELETE /v1/tokens/{id}", give(auditedCall(s, "token.revoke", "id", s.revoke)))
+	mux.HandleFunc("POST /v1/workload-tokens", take(audited(s, aboutWorkloadToken, func(_ context.Context, r admin.WorkloadTokenRequest) (admin.TokenReply, error) {
 		return s.cfg.MintWorkload(r)
-	}))
-	mux.HandleFunc("POST /v1/join", take(s.cfg.Join))
-	mux.HandleFunc("POST /v1/leave", take(s.leave))
+	})))
+	mux.HandleFunc("POST /v1/join", take(audited(s, aboutJoin, s.cfg.Join)))
+	mux.HandleFunc("POST /v1/leave", take(audited(s, aboutLeave, s.leave)))
 	mux.HandleFunc("GET /v1/peers", give(func(*http.Request) ([]admin.Peer, error) { return s.peers(), nil }))
-	mux.HandleFunc("POST /v1/peers/{name}/approve", give(func(r *http.Request) (struct{}, error) {
+	mux.HandleFunc("POST /v1/peers/{name}/approve", give(auditedCall(s, "peer.approve", "name", func(r *http.Request) (struct{}, error) {
 		return struct{}{}, s.cfg.Peering.Approve(r.Context(), r.PathValue("name"))
-	}))
-	mux.HandleFunc("POST /v1/peers/{name}/evict", give(s.evict))
+	})))
+	mux.HandleFunc("POST /v1/peers/{name}/evict", give(auditedCall(s, "peer.evict", "name", s.evict)))
 	mux.HandleFunc("GET /v1/trust", give(func(*http.Request) (admin.Trust, error) { return s.trust(), nil }))
-	mux.HandleFunc("POST /v1/trust", take(s.rotate))
+	mux.HandleFunc("POST /v1/trust", take(audited(s, aboutRotation, s.rotate)))
 	mux.HandleFunc("GET "+acks.Path, give(func(r *http.Request) ([]string, error) { return s.cfg.Behind(r.URL.Query().Get("version")), nil }))
 	mux.HandleFunc("GET /v1/status", give(s.status))
 	mux.HandleFunc("GET /v1/proxies", give(func(r *http.Request) ([]admin.Proxy, error) { return s.proxies(r), nil }))
@@ -179,7 +183,7 @@ func take[In, Out any](f func(context.Context, In) (Out, error)) http.HandlerFun
 // give answers a request without a body.
 func give[Out any](f func(*http.Request) (Out, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		out, err := f(r)
+		out, err := f(r.WithContext(WithCaller(r)))
 		answer(w, out, err)
 	}
 }
@@ -233,7 +237,7 @@ func (s *Server) revoke(r *http.Request) (struct{}, error) {
 	id := r.PathValue("id")
 	grant, err := s.cfg.Grants.Get(id)
 	if err == nil && !used(grant) {
-		grant, err = s.cfg.Grants.Revoke(r.Context(), id, "operator", time.Now())
+		grant, err = s.cfg.Grants.Revoke(r.Context(), id, Who(r.Context()), time.Now())
 	}
 	switch {
 	case errors.Is(err, token.ErrNoGrant):
@@ -268,7 +272,8 @@ func (s *Server) retire(ctx context.Context, name string) error {
 		if g.Kind != token.Cluster || g.Subject != name || !used(g) {
 			continue
 		}
-		if _, err := s.cfg.Grants.Revoke(ctx, g.ID, "eviction", time.Now()); err != nil {
+		_, err := s.cfg.Grants.Revoke(ctx, g.ID, "eviction", time.Now())
+		if s.write(ctx, "token.revoke", g.ID, map[string]string{"for": g.Subject, "because": "eviction"}, err); err != nil {
 			return err
 		}
 	}

@@ -39,7 +39,7 @@ func (s *Server) trust() admin.Trust {
 
 // rotate begins, hastens or gives up a rotation, and says where it stands.
 func (s *Server) rotate(ctx context.Context, r admin.RotateRequest) (admin.Trust, error) {
-	o := authority.Options{Now: r.Now, By: who(ctx)}
+	o := authority.Options{Now: r.Now, By: Who(ctx)}
 	if r.Overlap != "" {
 		d, err := time.ParseDuration(r.Overlap)
 		if err != nil || d < 0 {
@@ -89,20 +89,4 @@ func (s *Server) evict(r *http.Request) (admin.EvictReply, error) {
 	slices.Sort(out.Also)
 	out.Elsewhere = slices.DeleteFunc(out.Elsewhere, func(id string) bool { return !after[mesh.ClusterID(id)] })
 	return out, nil
-}
-
-// callerKey is where a context says who called.
-type callerKey struct{}
-
-// WithCaller is the context of a request that knows who called: the guard, another replica or the socket says it.
-func WithCaller(r *http.Request) context.Context {
-	return context.WithValue(r.Context(), callerKey{}, r.Header.Get(admin.CallerHeader))
-}
-
-// who called: an account that the API server vouched for, or whoever may open the socket.
-func who(ctx context.Context) string {
-	if name, _ := ctx.Value(callerKey{}).(string); name != "" {
-		return name
-	}
-	return "operator"
 }
