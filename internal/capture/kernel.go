@@ -38,7 +38,18 @@ func Apply(c Config) error {
 	conn.AddTable(table)
 	conn.DelTable(table)
 	conn.AddTable(table)
-	plan := Plan(c)
+	add(conn, table, Plan(c))
+	if err := conn.Flush(); err != nil {
+		return refused("install", err)
+	}
+	if c.Mode == TPROXY {
+		return routeToSelf()
+	}
+	return routeAsUsual()
+}
+
+// add puts the chains of a plan into table with the next Flush.
+func add(conn *nftables.Conn, table *nftables.Table, plan []Chain) {
 	chains := make([]*nftables.Chain, len(plan))
 	for i, p := range plan { // all of them first: rules jump from one to another
 		chains[i] = conn.AddChain(&nftables.Chain{Name: p.Name, Table: table, Type: p.Type, Hooknum: p.Hook, Priority: p.Priority})
@@ -48,13 +59,26 @@ func Apply(c Config) error {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chains[i], Exprs: r.Exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, cut(r.Text))})
 		}
 	}
+}
+
+// probeTable is the table of Probe, which no packet ever meets.
+const probeTable = Table + "-probe"
+
+// Probe reports whether Apply could install these rules: the kernel takes them in a table of another name and drops them
+// again in one transaction, so that nothing is captured meanwhile and nothing stays. Rules in place are not touched.
+func Probe(c Config) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return refused("try", err)
+	}
+	table := &nftables.Table{Name: probeTable, Family: nftables.TableFamilyINet}
+	conn.AddTable(table)
+	add(conn, table, Plan(c))
+	conn.DelTable(table)
 	if err := conn.Flush(); err != nil {
-		return refused("install", err)
+		return refused("try", err)
 	}
-	if c.Mode == TPROXY {
-		return routeToSelf()
-	}
-	return routeAsUsual()
+	return nil
 }
 
 // Clean removes the rules; without any it does nothing.
