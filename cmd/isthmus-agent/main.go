@@ -10,13 +10,11 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/agent"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/config"
-	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/join"
 	"github.com/isthmus-mesh/isthmus/internal/capture"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/version"
@@ -98,81 +96,6 @@ func bootstrapCommand() *cobra.Command {
 			}
 			_, err = cmd.OutOrStdout().Write(data)
 			return err
-		},
-	}
-	configFlag(cmd, &path)
-	return cmd
-}
-
-func joinCommand(log *slog.Logger) *cobra.Command {
-	var c join.Config
-	var noRun, noCapture bool
-	hostname, _ := os.Hostname() // only a note for the issuer
-	cmd := &cobra.Command{
-		Use: "join TOKEN", Short: "Make this machine a member of the mesh, and run the agent", Args: cobra.ExactArgs(1),
-		Long: `Redeem the token that "isthmus token create --vm NAME" printed ("-" reads it from
-standard input), write the configuration and the certificate, and run the agent.
-
-The key is made here and never leaves the machine. When anything fails, nothing is
-written; a token whose redemption was answered is spent.`,
-		Example: "  isthmus-agent join isth1_...\n  isthmus-agent join --no-run --envoy /usr/local/bin/envoy - < token",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := join.ReadToken(args[0], cmd.InOrStdin())
-			if err != nil {
-				return err
-			}
-			c.Capture, c.Log, c.Hostname = !noCapture, log, hostname
-			if noRun && !cmd.Flags().Changed("envoy") {
-				c.Envoy = ""
-			}
-			path, err := join.Join(cmd.Context(), text, c)
-			if err != nil {
-				return err
-			}
-			loaded, err := config.Load(path)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "joined %s as %s/%s (%s), configuration %s\n", loaded.Cluster, loaded.Namespace, loaded.Name, loaded.SPIFFE(), path)
-			if noRun {
-				return nil
-			}
-			return agent.Run(cmd.Context(), loaded, log)
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&c.ConfigDir, "config-dir", defaultConfigDir, "folder for agent.yaml")
-	f.StringVar(&c.DataDir, "data-dir", defaultDataDir, "folder for the certificate, sockets and Envoy's state")
-	f.StringSliceVar(&c.Addresses, "address", nil, "address at which the mesh reaches this machine (default: those of the interfaces)")
-	f.StringVar(&c.Envoy, "envoy", "envoy", "Envoy binary")
-	f.BoolVar(&noRun, "no-run", false, "only write the files")
-	f.BoolVar(&noCapture, "no-capture", false, "do not lead traffic through Envoy")
-	return cmd
-}
-
-func leaveCommand() *cobra.Command {
-	var path string
-	cmd := &cobra.Command{
-		Use: "leave", Short: "Stop the agent of this machine and delete what join wrote", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := config.Load(path)
-			if err != nil {
-				return err
-			}
-			if c.Role != config.Machine {
-				return diag.Hint(fmt.Errorf("%s is of role %s, not of a machine", path, c.Role), "end the agent with SIGTERM instead")
-			}
-			if err := agent.Stop(cmd.Context(), c.DataDir, time.Minute); err != nil {
-				return err
-			}
-			if err := capture.Clean(); c.Capture.Enabled && err != nil {
-				return err
-			}
-			if err := join.Leave(path, c); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "left %s: %s/%s\n", c.Cluster, c.Namespace, c.Name)
-			return nil
 		},
 	}
 	configFlag(cmd, &path)

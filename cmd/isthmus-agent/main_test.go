@@ -237,6 +237,10 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"run", "--config", "/nowhere"}, 1, "/nowhere"},
 		{[]string{"bootstrap", "--config", bad}, 1, "hint:"},
 		{[]string{"join", "isth1_x"}, 1, "hint:"},
+		{[]string{"join"}, 1, "1 arg"},
+		{[]string{"join", "--systemd", "--no-run", "isth1_x"}, 1, "one of the two"},
+		{[]string{"join", "-o", "json", "isth1_x"}, 1, "no output format"},
+		{[]string{"join", "--check", "isth1_x"}, 1, "hint:"},
 		{[]string{"nothing"}, 1, `unknown command "nothing"`},
 	} {
 		out, err := program(c.args...).CombinedOutput()

