@@ -14,9 +14,9 @@ import (
 
 // counts is what the program caller says came back.
 type counts struct {
-	Requests, Failed                    int
-	Status, Version, Pod, Caller, Error map[string]int
-	Latency                             map[string]float64 `json:"latencyMs"`
+	Requests, Failed                                 int
+	Status, Version, Pod, Caller, Certificate, Error map[string]int
+	Latency                                          map[string]float64 `json:"latencyMs"`
 }
 
 // of returns how often something came back.
@@ -33,6 +33,8 @@ func (c *counts) of(what string) (int, error) {
 		return c.Version[key], nil
 	case "caller":
 		return c.Caller[key], nil
+	case "certificate":
+		return c.Certificate[key], nil
 	case "pod":
 		var n int
 		for pod, k := range c.Pod {
@@ -42,7 +44,7 @@ func (c *counts) of(what string) (int, error) {
 		}
 		return n, nil
 	}
-	return 0, usageError(fmt.Sprintf("%q: choose ok, failed, status:, version:, pod: or caller:", what))
+	return 0, usageError(fmt.Sprintf("%q: choose ok, failed, status:, version:, pod:, caller: or certificate:", what))
 }
 
 // String says it all in a line.
@@ -51,7 +53,7 @@ func (c *counts) String() string {
 	for _, k := range []struct {
 		name string
 		m    map[string]int
-	}{{"status", c.Status}, {"version", c.Version}, {"pod", c.Pod}, {"caller", c.Caller}, {"error", c.Error}} {
+	}{{"status", c.Status}, {"version", c.Version}, {"pod", c.Pod}, {"caller", c.Caller}, {"certificate", c.Certificate}, {"error", c.Error}} {
 		keys := make([]string, 0, len(k.m))
 		for key := range k.m {
 			keys = append(keys, key)

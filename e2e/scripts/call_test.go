@@ -41,13 +41,13 @@ func TestBounds(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	c := &counts{Requests: 10, Failed: 1, Version: map[string]int{"v1": 6, "v2": 3}, Pod: map[string]int{"a-1": 4, "a-2": 2, "b-1": 3},
-		Status: map[string]int{"200": 9, "503": 1}, Caller: map[string]int{"spiffe://x/ns/a/sa/b": 9}}
-	for _, ok := range []string{"ok=9", "failed=1", "version:v1=60%", "version:v3=0", "pod:a-=6", "status:503=>=1", "status:200=<=9", "caller:spiffe://x/ns/a/sa/b=9"} {
+		Status: map[string]int{"200": 9, "503": 1}, Caller: map[string]int{"spiffe://x/ns/a/sa/b": 9}, Certificate: map[string]int{"a-1": 9}}
+	for _, ok := range []string{"ok=9", "failed=1", "version:v1=60%", "version:v3=0", "pod:a-=6", "status:503=>=1", "status:200=<=9", "caller:spiffe://x/ns/a/sa/b=9", "certificate:a-1=>=9", "certificate:a-2=0"} {
 		if err := c.check([]string{ok}); err != nil {
 			t.Errorf("%s: %v", ok, err)
 		}
 	}
-	for _, wrong := range []string{"ok=10", "version:v2=4", "pod:a-=5", "status:503=>=2"} {
+	for _, wrong := range []string{"ok=10", "version:v2=4", "pod:a-=5", "status:503=>=2", "certificate:a-1=10"} {
 		if err := c.check([]string{"failed=1", wrong}); err == nil || !strings.Contains(err.Error(), "version:v1=6") {
 			t.Errorf("%s: error %v, want one that shows the counts", wrong, err)
 		}

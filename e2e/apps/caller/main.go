@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -46,12 +47,14 @@ type options struct {
 	timeout     time.Duration
 	keepAlive   bool
 	header      http.Header
+	connect     string          // HOST:PORT that is dialled, whatever the URL says; "" follows the URL
+	tls         *tls.Config     // nil: the roots of the system, and no certificate
 	each        io.Writer       // nil: no line per request
 	enough      <-chan struct{} // closed: the open loop starts no more; nil: never
 }
 
 func main() {
-	o := options{header: http.Header{}}
+	o, files := options{header: http.Header{}}, secure{}
 	flag.StringVar(&o.url, "url", "", "URL to call")
 	flag.IntVar(&o.n, "n", 1, "closed loop: how many requests")
 	flag.IntVar(&o.concurrency, "concurrency", 1, "closed loop: how many at a time; open loop: how many at most (0: 4096)")
@@ -60,6 +63,10 @@ func main() {
 	flag.DurationVar(&o.timeout, "timeout", 2*time.Second, "of one request")
 	flag.BoolVar(&o.keepAlive, "keep-alive", true, "reuse connections")
 	flag.Var(headers(o.header), "header", "NAME=VALUE, repeatable")
+	flag.StringVar(&o.connect, "connect", "", "HOST:PORT to connect to in place of the URL's, whose host is asked for all the same")
+	flag.StringVar(&files.authority, "cacert", "", "PEM file of the authorities that the server's certificate must be of")
+	flag.StringVar(&files.cert, "cert", "", "PEM file of the certificate to show")
+	flag.StringVar(&files.key, "key", "", "PEM file of its key")
 	untilEOF := flag.Bool("until-eof", false, "open loop: start no more requests when standard input has ended")
 	asJSON := flag.Bool("json", false, "print the summary as JSON")
 	each := flag.Bool("each", false, "print a JSON line per request as it ends; the summary comes last")
@@ -67,6 +74,11 @@ func main() {
 	flag.Parse()
 	if o.url == "" {
 		fmt.Fprintln(os.Stderr, "caller: --url is missing")
+		os.Exit(2)
+	}
+	var err error
+	if o.tls, err = files.config(); err != nil {
+		fmt.Fprintln(os.Stderr, "caller:", err)
 		os.Exit(2)
 	}
 	if *each {
@@ -106,7 +118,9 @@ type result struct {
 	Version string    `json:"version,omitempty"`
 	Pod     string    `json:"pod,omitempty"`
 	Caller  string    `json:"caller,omitempty"`
-	Error   string    `json:"error,omitempty"`
+	// Certificate names the server's, see shown.
+	Certificate string `json:"certificate,omitempty"`
+	Error       string `json:"error,omitempty"`
 }
 
 // summary counts the results.
@@ -119,7 +133,9 @@ type summary struct {
 	Version  map[string]int `json:"version"`
 	Pod      map[string]int `json:"pod"`
 	Caller   map[string]int `json:"caller"`
-	Error    map[string]int `json:"error"`
+	// Certificate counts by what names the server's certificate.
+	Certificate map[string]int `json:"certificate"`
+	Error       map[string]int `json:"error"`
 	// Latency has p50, p90, p99, p999 and max in milliseconds.
 	Latency map[string]float64 `json:"latencyMs"`
 
@@ -128,7 +144,7 @@ type summary struct {
 
 func newSummary() *summary {
 	return &summary{Status: map[string]int{}, Version: map[string]int{}, Pod: map[string]int{}, Caller: map[string]int{},
-		Error: map[string]int{}, Latency: map[string]float64{}}
+		Certificate: map[string]int{}, Error: map[string]int{}, Latency: map[string]float64{}}
 }
 
 func (s *summary) add(r result) {
@@ -147,6 +163,7 @@ func (s *summary) add(r result) {
 	count(s.Version, r.Version)
 	count(s.Pod, r.Pod)
 	count(s.Caller, r.Caller)
+	count(s.Certificate, r.Certificate)
 	count(s.Error, r.Error)
 	s.took = append(s.took, float64(r.End.Sub(r.Start).Microseconds())/1000)
 }
@@ -168,14 +185,14 @@ func (s *summary) String() string {
 	for _, t := range []struct {
 		name string
 		m    map[string]int
-	}{{"status", s.Status}, {"version", s.Version}, {"pod", s.Pod}, {"caller", s.Caller}, {"error", s.Error}} {
+	}{{"status", s.Status}, {"version", s.Version}, {"pod", s.Pod}, {"caller", s.Caller}, {"certificate", s.Certificate}, {"error", s.Error}} {
 		keys := make([]string, 0, len(t.m))
 		for k := range t.m {
 			keys = append(keys, k)
 		}
 		sort.Strings(keys)
 		for _, k := range keys {
-			fmt.Fprintf(&b, "%-8s %6d  %s\n", t.name, t.m[k], k)
+			fmt.Fprintf(&b, "%-11s %6d  %s\n", t.name, t.m[k], k)
 		}
 	}
 	fmt.Fprintf(&b, "latency  p50 %.1f ms, p90 %.1f ms, p99 %.1f ms, max %.1f ms\n", s.Latency["p50"], s.Latency["p90"], s.Latency["p99"], s.Latency["max"])
@@ -190,7 +207,7 @@ func run(ctx context.Context, o options) *summary {
 	limit = max(limit, 1)
 	client := &http.Client{
 		Timeout:       o.timeout,
-		Transport:     &http.Transport{MaxIdleConnsPerHost: limit, DisableKeepAlives: !o.keepAlive},
+		Transport:     o.transport(limit),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	defer client.CloseIdleConnections()
@@ -281,7 +298,7 @@ func call(ctx context.Context, client *http.Client, o options, due time.Time) re
 	}
 	resp, err := client.Do(req)
 	if err == nil {
-		r.Status = resp.StatusCode
+		r.Status, r.Certificate = resp.StatusCode, shown(resp.TLS)
 		var body []byte
 		body, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 		_ = resp.Body.Close()
