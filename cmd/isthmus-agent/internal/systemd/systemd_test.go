@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus-agent/internal/manifest"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -47,6 +49,28 @@ func TestUnit(t *testing.T) {
 	}
 	if got := (Config{}).Path(); got != "/etc/systemd/system/isthmus-agent.service" {
 		t.Error(got)
+	}
+}
+
+// TestVerify: systemd itself understands every line, where its checker is.
+func TestVerify(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("no systemd-analyze in PATH")
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, Unit)
+	program := filepath.Join(dir, "isthmus-agent")
+	text := Config{Program: program, Config: "/etc/isthmus/agent.yaml", DataDir: "/var/lib/isthmus-agent"}.Text()
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o644), os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, analyze, "verify", "--man=no", path).CombinedOutput()
+	// It looks at units of the host, too: only what it says of ours counts.
+	if strings.Contains(string(out), "isthmus-agent") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
