@@ -159,19 +159,25 @@ func keeperName(group, resource string) string {
 
 // version returns the best version in which the resource is served.
 func (s *server) version(c choice) (string, bool) {
+	where, asked := string(s.cluster.ID)+"/"+c.gvr.Resource+"."+c.gvr.Group, true
 	for _, v := range c.versions {
 		list, err := s.served.ServerResourcesForGroupVersion(schema.GroupVersion{Group: c.gvr.Group, Version: v}.String())
 		if err != nil {
 			if !apierrors.IsNotFound(err) {
-				s.unread(string(s.cluster.ID)+"/"+c.gvr.Resource+"."+c.gvr.Group, c.gvr, err)
+				s.unread(where, c.gvr, err)
+				asked = false
 			}
 			continue
 		}
 		for _, r := range list.APIResources {
 			if r.Name == c.gvr.Resource {
+				s.program.forget(where)
 				return v, true
 			}
 		}
+	}
+	if asked { // a server that starts forbids everything for a moment, also to ask for what is not there
+		s.program.forget(where)
 	}
 	return "", false
 }
