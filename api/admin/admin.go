@@ -113,7 +113,7 @@ type LeaveReply struct {
 	DryRun  bool     `json:"dryRun,omitempty"`
 }
 
-// Peer is another cluster of the mesh: GET /v1/peers; POST /v1/peers/NAME/approve, POST /v1/peers/NAME/evict.
+// Peer is another cluster of the mesh: GET /v1/peers; POST /v1/peers/NAME/approve, evict, drain.
 type Peer struct {
 	Name        string    `json:"name"`
 	TrustDomain string    `json:"trustDomain"`
@@ -133,6 +133,21 @@ type Peer struct {
 	Problem     string    `json:"problem,omitempty"`
 	// Refused counts what is not taken of it, by reason: records since the start, and what is wrong in those in use.
 	Refused map[string]uint64 `json:"refused,omitempty"`
+	// Drain is how this cluster's traffic to it is taken away; nil: it is not.
+	Drain *Drain `json:"drain,omitempty"`
+}
+
+// DrainRequest takes the traffic to a cluster away: POST /v1/peers/NAME/drain.
+type DrainRequest struct {
+	Over string `json:"over,omitempty"` // how long that takes; 10m unless given
+	Undo bool   `json:"undo,omitempty"` // give all back at once
+}
+
+// Drain is where a drain stands.
+type Drain struct {
+	Begun   time.Time `json:"begun"`
+	Over    string    `json:"over"`
+	Percent int       `json:"percent"` // of its share that is taken away
 }
 
 // EvictReply says who is out: POST /v1/peers/NAME/evict.

@@ -222,56 +222,6 @@ Both sides learn each other's roots, keys and gateways; every member that the is
 	return cmd
 }
 
-func peerCommand(o *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "peer", Short: "Approve, evict and show other clusters"}
-	approve := o.peerAct("approve", "approved", "is a member")
-	approve.Short = "Make a pending cluster a member"
-	evict := o.peerAct("evict", "evicted", "is evicted")
-	evict.Short = "Put a cluster out of the mesh, as far as this cluster goes"
-	evict.Long = `Put a cluster out of the mesh: from now on this cluster refuses its certificates, names and endpoints, and the tokens with which it joined
-here; so do all that know it from here. Where another member let it in, too, run it there as well. Open connections are closed. A new token from here lets it in again: "isthmus token create --for NAME" here, "isthmus join" there.`
-	show := &cobra.Command{
-		Use: "show NAME", Short: "Show all that is known of one cluster", Args: cobra.ExactArgs(1), ValidArgsFunction: o.completePeers,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var peers []admin.Peer
-			if err := o.client().call(cmd.Context(), http.MethodGet, "/v1/peers", nil, &peers); err != nil {
-				return err
-			}
-			for _, p := range peers {
-				if p.Name == args[0] {
-					return printJSON(cmd.OutOrStdout(), p)
-				}
-			}
-			return diag.Hint(fmt.Errorf("no cluster %q is known here", args[0]), "isthmus peers lists those that are")
-		},
-	}
-	cmd.AddCommand(approve, evict, show)
-	return cmd
-}
-
-// peerAct asks for something to be done with a peer, whose state is then the one given.
-func (o *options) peerAct(verb, state, text string) *cobra.Command {
-	return &cobra.Command{
-		Use: verb + " NAME", Args: cobra.ExactArgs(1), ValidArgsFunction: o.completePeers,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var done admin.EvictReply
-			if err := o.client().call(cmd.Context(), http.MethodPost, "/v1/peers/"+url.PathEscape(args[0])+"/"+verb, nil, &done); err != nil {
-				return err
-			}
-			done.Cluster, done.State = args[0], state
-			return o.print(cmd, done, func(t *table) {
-				t.say("cluster %s %s", args[0], text)
-				for _, by := range done.Elsewhere {
-					t.say("cluster %s let it in, too: run isthmus peer evict %s there", by, args[0])
-				}
-				for _, name := range done.Also {
-					t.say("cluster %s is out, too: only %s had let it in", name, args[0])
-				}
-			})
-		},
-	}
-}
-
 func (o *options) completePeers(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var peers []admin.Peer
 	if len(args) > 0 || o.client().call(context.Background(), http.MethodGet, "/v1/peers", nil, &peers) != nil {

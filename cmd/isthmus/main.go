@@ -16,6 +16,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/leave"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/peer"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/trust"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/version"
@@ -87,7 +88,7 @@ Clusters and machines join the mesh with a token:
 	o.cluster.flags(root)
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(tokenCommand(o), joinCommand(o), leave.Command(o.leave()), trust.Command(trust.Config{Call: o.ask, Print: o.leave().Print}), peersCommand(o), peerCommand(o), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o), renderCommand(o), proxyConfigCommand(o))
+	root.AddCommand(tokenCommand(o), joinCommand(o), leave.Command(o.leave()), trust.Command(trust.Config{Call: o.ask, Print: o.leave().Print}), peersCommand(o), peer.Command(peer.Config{Call: o.ask, Print: o.leave().Print, JSON: printJSON, Complete: o.completePeers}), statusCommand(o), explainCommand(o), proxyStatusCommand(o), validateCommand(o), renderCommand(o), proxyConfigCommand(o))
 	root.AddCommand(remoteSecretCommand(), injectCommand(), checkInjectCommand(o))
 	root.AddCommand(installCommand(o), uninstallCommand(o), verifyInstallCommand(o), dnsCommand(o))
 	return root

@@ -102,7 +102,7 @@ func TestCommands(t *testing.T) {
 // TestActs: commands that change something say so, as JSON too.
 func TestActs(t *testing.T) {
 	socket := daemon(t, map[string]any{
-		"POST /v1/peers/birch/approve": struct{}{}, "POST /v1/peers/birch/evict": struct{}{}, "DELETE /v1/tokens/t1": struct{}{},
+		"POST /v1/peers/birch/approve": struct{}{}, "POST /v1/peers/birch/evict": struct{}{}, "POST /v1/peers/birch/drain": struct{}{}, "DELETE /v1/tokens/t1": struct{}{},
 	})
 	for _, c := range []struct {
 		args       []string
@@ -110,6 +110,8 @@ func TestActs(t *testing.T) {
 	}{
 		{[]string{"peer", "approve", "birch"}, "cluster birch is a member\n", `{"cluster":"birch","state":"approved"}`},
 		{[]string{"peer", "evict", "birch"}, "cluster birch is evicted\n", `{"cluster":"birch","state":"evicted"}`},
+		{[]string{"peer", "drain", "birch", "--over", "5m"}, "cluster birch is drained over 5m\n", `{"cluster":"birch","state":"draining"}`},
+		{[]string{"peer", "drain", "birch", "--undo"}, "cluster birch has its share again\n", `{"cluster":"birch","state":"undrained"}`},
 		{[]string{"token", "revoke", "t1"}, "token t1 is revoked\n", `{"token":"t1","state":"revoked"}`},
 	} {
 		if out, _, err := isthmus(append(c.args, "--socket", socket)...); err != nil || out != c.text {

@@ -65,7 +65,11 @@ func peerRows(t *table, peers []admin.Peer) {
 	}
 	t.row("CLUSTER", "TRUST DOMAIN", "TOPOLOGY", "STATE", "PATH", "GATEWAYS", "SERVICES", "ENDPOINTS")
 	for _, p := range peers {
-		t.row(p.Name, p.TrustDomain, p.Topology, freshness(p), p.Path, strings.Join(p.Gateways, ","), fmt.Sprint(p.Services), fmt.Sprint(p.Endpoints))
+		state := freshness(p)
+		if p.Drain != nil {
+			state += fmt.Sprintf(", drained by %d %%", p.Drain.Percent)
+		}
+		t.row(p.Name, p.TrustDomain, p.Topology, state, p.Path, strings.Join(p.Gateways, ","), fmt.Sprint(p.Services), fmt.Sprint(p.Endpoints))
 	}
 	for _, p := range peers {
 		if p.Problem != "" {

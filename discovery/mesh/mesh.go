@@ -163,7 +163,11 @@ type Endpoint struct {
 	TLS       bool              // accepts mesh mutual TLS
 	Ready     bool              // false: known, not to be sent traffic
 	Freshness Freshness         // of its cluster, copied here so that an endpoint is complete by itself
+	Drained   uint32            // what is taken of its share, in parts of DrainSteps: its cluster is drained
 }
+
+// DrainSteps is in how many steps a cluster is drained. At the last one its endpoints are left out where others serve.
+const DrainSteps = 20
 
 // PortOf returns where the service's port is at the endpoint's address.
 func (e *Endpoint) PortOf(p Port) uint32 { return cmp.Or(e.Ports[p.Number], p.Target, p.Number) }

@@ -10,6 +10,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/discovery/translate/drain"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/locality"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/remote"
 	"github.com/isthmus-mesh/isthmus/discovery/translate/wire"
@@ -47,7 +48,7 @@ type assigner struct {
 // that was not heard from stand back (degraded) while others are there; those of an expired one are left out then.
 // plain is for clients that know neither gateways nor degraded endpoints.
 func (v *view) assignment(u upstream, plain bool) *endpointv3.ClusterLoadAssignment {
-	found := v.locate(u, plain)
+	found, weigh := drain.Apply(v.locate(u, plain), func(l located) *mesh.Endpoint { return l.Endpoint })
 	best := mesh.Expired
 	for _, e := range found {
 		best = min(best, e.Freshness)
@@ -56,7 +57,7 @@ func (v *view) assignment(u upstream, plain bool) *endpointv3.ClusterLoadAssignm
 	if plain || best == mesh.Expired {
 		worst = best
 	}
-	crowds := v.crowds(u, found)
+	crowds := v.crowds(u, found, weigh)
 	a := &assigner{u: u, scale: scaleOf(u, crowds)}
 	for _, e := range found {
 		if e.Freshness > worst || e.behind != nil {
@@ -65,7 +66,7 @@ func (v *view) assignment(u upstream, plain bool) *endpointv3.ClusterLoadAssignm
 		if e.Freshness != mesh.Fresh && !plain {
 			e.lb.HealthStatus = corev3.HealthStatus_DEGRADED
 		}
-		a.Add(u.rank.Priority(e.Endpoint), e.Locality, e.lb, uint64(cmp.Or(e.Weight, 1))*a.scale)
+		a.Add(u.rank.Priority(e.Endpoint), e.Locality, e.lb, weigh(e.Endpoint)*a.scale)
 	}
 	for _, c := range crowds {
 		v.addGateways(a, c)
@@ -79,7 +80,7 @@ func (v *view) assignment(u upstream, plain bool) *endpointv3.ClusterLoadAssignm
 }
 
 // crowds gathers what is behind the gateways of the control plane's own networks, in the order of network and use.
-func (v *view) crowds(u upstream, found []located) []*crowd {
+func (v *view) crowds(u upstream, found []located, weigh func(*mesh.Endpoint) uint64) []*crowd {
 	type key struct {
 		network mesh.NetworkID
 		use     string
@@ -100,7 +101,7 @@ func (v *view) crowds(u upstream, found []located) []*crowd {
 		} else if u.rank.Priority(e.Endpoint) < u.rank.Priority(c.first) {
 			c.first = e.Endpoint
 		}
-		w := uint64(cmp.Or(e.Weight, 1))
+		w := weigh(e.Endpoint)
 		c.weight += w
 		c.weights[e.Locality] += w
 	}

@@ -83,12 +83,12 @@ func NewLedger(cfg LedgerConfig) *Ledger {
 
 // lasting reports whether a record is kept in the API.
 func lasting(kind string) bool {
-	return kind == protocol.KindMember || kind == protocol.KindCluster || kind == protocol.KindTombstone || kind == protocol.KindPending
+	return kind == protocol.KindMember || kind == protocol.KindCluster || kind == protocol.KindTombstone || kind == protocol.KindPending || kind == protocol.KindDrain
 }
 
 // vital reports whether a change must be in the API before anybody acts on it: what this cluster says of members.
 func (l *Ledger) vital(origin, kind, key string) bool {
-	return origin == string(l.cfg.Local) && (kind == protocol.KindMember || kind == protocol.KindPending ||
+	return origin == string(l.cfg.Local) && (kind == protocol.KindMember || kind == protocol.KindPending || kind == protocol.KindDrain ||
 		kind == protocol.KindTombstone && strings.HasPrefix(key, protocol.KindMember+"/"))
 }
 

@@ -87,7 +87,8 @@ type Peering struct {
 	trusted map[mesh.TrustDomain][]byte
 	bans    string // as Evicted was told
 	stale   map[mesh.ClusterID]time.Time
-	beaten  uint64 // the own beat last served
+	drained map[mesh.ClusterID]uint32 // as the sink was told
+	beaten  uint64                    // the own beat last served
 	refused refusals
 	encoded encodings
 	memo    policy.Memo
@@ -173,6 +174,7 @@ func (p *Peering) speak(ctx context.Context) error {
 		case <-tick.C:
 			err = p.step(ctx, protocol.Tick{})
 			p.beat()
+			p.ramp()
 		case ev := <-p.events:
 			err = p.step(ctx, p.more(ev)...)
 		case c := <-p.calls:
@@ -314,7 +316,8 @@ func (p *Peering) report(peers []protocol.Peer, banned map[mesh.ClusterID]bool) 
 		}
 	}
 	believe := p.cfg.Policy
-	believe.Memo = &p.memo
+	p.drained = p.taken()
+	believe.Memo, believe.Drained = &p.memo, p.drained
 	believe.OwnRanges = slices.Concat(believe.OwnRanges, p.local.PodRanges, p.local.ServiceRanges)
 	// Only a peer that is not fresh carries a time: that of a fresh one changes all the time.
 	origins, _ := policy.Imports(p.local, p.core.Records(), func(id mesh.ClusterID) (mesh.Freshness, time.Time) {

@@ -218,6 +218,7 @@ func (p *Peering) follow(ctx context.Context, s Standing) error {
 				return err
 			}
 			p.compare()
+			p.ramp()
 		case c := <-p.calls:
 			c.result <- fmt.Errorf("%w; the one that leads answers: %s", ErrFollower, s.Leader)
 		case <-late.C:

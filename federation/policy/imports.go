@@ -24,6 +24,8 @@ type Options struct {
 	// Memo keeps what was read of each service from one call to the next: one that is unchanged is not read again, and
 	// its Import is the same value. nil: everything is read anew.
 	Memo *Memo
+	// Drained says how much of a cluster's share is taken away, in parts of mesh.DrainSteps. nil: nothing of any.
+	Drained map[mesh.ClusterID]uint32
 	// OwnRanges are addresses of our own workloads and services: no peer's endpoint may claim them.
 	OwnRanges []netip.Prefix
 }
@@ -380,7 +382,7 @@ func (in *importer) readEndpoint(ref mesh.ObjectRef, field string, imp *mesh.Imp
 	}
 	out := &mesh.Endpoint{
 		Workload: e.Workload, Namespace: imp.Namespace, Cluster: in.id, Network: network, Ports: e.Ports, Labels: e.Labels,
-		Locality: e.Locality, Weight: e.Weight, TLS: true, Ready: !e.NotReady, Freshness: in.cluster.Freshness,
+		Locality: e.Locality, Weight: e.Weight, TLS: true, Ready: !e.NotReady, Freshness: in.cluster.Freshness, Drained: in.o.Drained[in.id],
 	}
 	if e.ServiceAccount != "" {
 		out.Identity = mesh.SPIFFE(in.cluster.TrustDomain, imp.Namespace, e.ServiceAccount)

@@ -28,6 +28,7 @@ type read struct {
 	trustDomain        mesh.TrustDomain
 	network            mesh.NetworkID
 	freshness          mesh.Freshness
+	drained            uint32
 	imp                *mesh.Import
 }
 
@@ -51,7 +52,7 @@ func (in *importer) recall(service, endpoints *federationv1.Record) {
 		return
 	}
 	key := memoKey{in.id, service.Key}
-	now := read{service: service, endpoints: endpoints, trustDomain: in.cluster.TrustDomain, network: in.cluster.Network, freshness: in.cluster.Freshness}
+	now := read{service: service, endpoints: endpoints, trustDomain: in.cluster.TrustDomain, network: in.cluster.Network, freshness: in.cluster.Freshness, drained: in.o.Drained[in.id]}
 	was := m.old[key]
 	now.imp = was.imp
 	if was.imp != nil && was == now && in.endpoints+len(was.imp.Endpoints) <= in.o.MaxEndpoints {

@@ -55,9 +55,11 @@ func (c *Core) load(state State) {
 	for _, r := range state.Records {
 		s := slot{r.GetKind(), r.GetKey()}
 		e, ref := newEntry(r)
-		if s.kind == KindPending && r.Origin == string(c.cfg.Name) {
+		if private(s.kind) && r.Origin == string(c.cfg.Name) {
 			if ref == nil {
-				c.originOf(mesh.ClusterID(s.key)).pending = e.member
+				if s.kind == KindPending {
+					c.originOf(mesh.ClusterID(s.key)).pending = e.member
+				}
 				c.self.put(s, e)
 			}
 			continue
@@ -127,6 +129,8 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.approve(e.Name)
 	case Evict:
 		c.evict(e.Name)
+	case Drain:
+		c.drain(e)
 	case Leave:
 		c.leave()
 	case Left:

@@ -252,7 +252,7 @@ func (c *Core) hash(o *origin) []byte {
 	if o.digest == nil {
 		public := make([]*federationv1.Record, 0, len(o.entries))
 		for s, e := range o.entries {
-			if s.kind != KindTombstone && s.kind != KindPending && e.aud.Everyone() {
+			if s.kind != KindTombstone && !private(s.kind) && e.aud.Everyone() {
 				public = append(public, e.rec)
 			}
 		}

@@ -31,6 +31,8 @@ func audienceOf(kind string, body []byte) (audience.Set, error) {
 	switch kind {
 	case KindMember, KindCluster:
 		return nil, nil
+	case KindDrain:
+		return audience.Set{}, nil
 	case KindEndpoints:
 		return audience.Of(audience.OfEndpoints, body)
 	}

@@ -7,36 +7,17 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
-	"google.golang.org/protobuf/encoding/protowire"
+	"github.com/isthmus-mesh/isthmus/federation/protocol/body"
 )
 
 // A cluster leaves by a tombstone for its own member record, signed by itself: its departure. It holds until the cluster
 // says what it is anew, which it does when it joins again. Whoever vouched for it withdraws that, without a ban. The
 // departure is kept after all else of the cluster is dropped, so that what others still hold of it does not come back.
 
-// fieldLeft marks the tombstone of a member that left, or whom the origin left: it is not a ban. Members that do not know
-// the field skip it.
-const fieldLeft protowire.Number = 15
-
-var leftMark = protowire.AppendVarint(protowire.AppendTag(nil, fieldLeft, protowire.VarintType), 1)
-
 // Withdrawn reports whether a tombstone of a member is the end of a membership that nobody is to blame for: one of the
 // two left.
 func Withdrawn(r *federationv1.Record) bool {
-	left := false
-	for body := r.GetBody(); len(body) > 0; {
-		num, typ, n := protowire.ConsumeTag(body)
-		if n < 0 {
-			return false
-		}
-		body = body[n:]
-		if n = protowire.ConsumeFieldValue(num, typ, body); n < 0 {
-			return false
-		}
-		left = left || num == fieldLeft
-		body = body[n:]
-	}
-	return left
+	return body.IsLeft(r.GetBody())
 }
 
 // farewell is the slot of the departure of a cluster.
@@ -67,7 +48,7 @@ func (c *Core) leave() {
 			c.bury(s, c.self.entries[s].aud)
 		}
 	}
-	c.say(KindTombstone, farewell(c.cfg.Name).key, leftMark)
+	c.say(KindTombstone, farewell(c.cfg.Name).key, body.Left)
 }
 
 // left drops every other cluster. From then on the local one is as it was before it ever joined.
@@ -98,7 +79,7 @@ func (c *Core) left() {
 // withdraw ends what the local cluster vouched for, without a ban.
 func (c *Core) withdraw(name mesh.ClusterID) {
 	if c.self.vouches[name] != nil {
-		c.say(KindTombstone, farewell(name).key, leftMark)
+		c.say(KindTombstone, farewell(name).key, body.Left)
 	}
 }
 

@@ -167,7 +167,7 @@ func (o *origin) put(s slot, e *entry) {
 	o.bytes += e.size()
 	o.counts[s.kind]++
 	o.digest = nil
-	if s.kind == KindPending {
+	if private(s.kind) {
 		return
 	}
 	if at := (Mark{e.rec.Epoch, e.rec.Seq}); o.mark.Less(at) {

@@ -196,7 +196,7 @@ func (c *Core) raise(seen uint64, back slot, v verdict) {
 	}
 	for _, s := range c.self.sorted() {
 		e := c.self.entries[s]
-		if e == nil || skip[s] || s.kind == KindPending || s == farewell(c.cfg.Name) && !c.leaving || e.adopted && (v != conflict || s != back) {
+		if e == nil || skip[s] || private(s.kind) || s == farewell(c.cfg.Name) && !c.leaving || e.adopted && (v != conflict || s != back) {
 			continue
 		}
 		if s.kind == KindTombstone && c.self.entries[s.covered()] != nil {

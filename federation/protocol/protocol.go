@@ -32,6 +32,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/protocol/body"
 )
 
 // Config is what a Core is made with. Zero durations and caps mean the default.
@@ -140,6 +141,12 @@ type (
 	Approve struct{ Name mesh.ClusterID }
 	// Evict puts a cluster out, drops all it said, and keeps its name out until it is admitted again.
 	Evict struct{ Name mesh.ClusterID }
+	// Drain takes the traffic to a member away as the ramp says; Undo gives all back. It is said to nobody.
+	Drain struct {
+		Name mesh.ClusterID
+		Ramp body.Ramp
+		Undo bool
+	}
 	// Leave withdraws all that the local cluster exports and says that it goes. Members still hear it until Left.
 	Leave struct{}
 	// Left drops every other cluster and all they said, without a ban. The local one is then as it was before it joined.
@@ -199,6 +206,7 @@ func (Declare) event()    {}
 func (Admit) event()      {}
 func (Approve) event()    {}
 func (Evict) event()      {}
+func (Drain) event()      {}
 func (Leave) event()      {}
 func (Left) event()       {}
 func (Joined) event()     {}

@@ -25,6 +25,8 @@ const (
 	KindTombstone = "tombstone" // key: KIND/KEY of what is gone; body: a Service with nothing but export_to
 	// KindPending is a member that waits for approval. It is kept on disk and never sent, nor signed.
 	KindPending = "pending"
+	// KindDrain is how the traffic to a member is taken away. It is kept as KindPending is.
+	KindDrain = "drain"
 )
 
 // Caps on one record.
@@ -96,7 +98,7 @@ func ParseResourceName(name string) (origin mesh.ClusterID, kind, key string, er
 	if len(parts) != 3 || !mesh.IsLabel(parts[0]) {
 		return "", "", "", fmt.Errorf("%q is not the name of a record: want ORIGIN/KIND/KEY", name)
 	}
-	if ref := checkKey(parts[1], parts[2]); ref != nil && parts[1] != KindPending {
+	if ref := checkKey(parts[1], parts[2]); ref != nil && !private(parts[1]) {
 		return "", "", "", fmt.Errorf("name of record %q: %w", name, ref)
 	}
 	return mesh.ClusterID(parts[0]), parts[1], parts[2], nil
@@ -204,7 +206,7 @@ func Digest(origin mesh.ClusterID, records []*federationv1.Record) *federationv1
 	var public []*federationv1.Record
 	d := &federationv1.Digest{Origin: string(origin)}
 	for _, r := range records {
-		if r.Origin != string(origin) || r.Kind == KindPending {
+		if r.Origin != string(origin) || private(r.Kind) {
 			continue
 		}
 		if aud, err := audienceOf(r.Kind, r.Body); err != nil || !aud.Everyone() {
@@ -245,7 +247,7 @@ func hashOf(records []*federationv1.Record) []byte {
 // Visible reports whether the record may be sent to the cluster: its origin always may have it back, members and
 // cluster records are for everybody, the rest is for whom its export_to names. It reads no more than that field.
 func Visible(r *federationv1.Record, to mesh.ClusterID) bool {
-	if r.Kind == KindPending {
+	if private(r.Kind) {
 		return false
 	}
 	if r.Origin == string(to) {

@@ -19,7 +19,7 @@ type Replicate struct {
 
 func (Replicate) event() {}
 
-// replicate takes the leader's word. That it dropped a record means something for clusters that waited, only:
+// replicate takes the leader's word. That it dropped a record means something for clusters that waited and for drains, only:
 // everything else goes by a tombstone, or with its origin. So an empty leader takes nothing away.
 func (c *Core) replicate(e Replicate) {
 	if e.Record == nil {
@@ -27,12 +27,15 @@ func (c *Core) replicate(e Replicate) {
 		if err == nil && kind == KindPending && origin == c.cfg.Name {
 			c.unwait(mesh.ClusterID(key))
 		}
+		if err == nil && kind == KindDrain && origin == c.cfg.Name {
+			c.undrain(mesh.ClusterID(key))
+		}
 		return
 	}
 	r := e.Record
 	s := slot{r.GetKind(), r.GetKey()}
 	x, ref := newEntry(r)
-	if ref == nil && s.kind != KindPending {
+	if ref == nil && !private(s.kind) {
 		ref = validate(r)
 	}
 	if ref != nil {
@@ -40,9 +43,11 @@ func (c *Core) replicate(e Replicate) {
 		return
 	}
 	o := c.originOf(mesh.ClusterID(r.Origin))
-	if s.kind == KindPending {
+	if private(s.kind) {
 		if o == c.self {
-			c.originOf(mesh.ClusterID(s.key)).pending = x.member
+			if s.kind == KindPending {
+				c.originOf(mesh.ClusterID(s.key)).pending = x.member
+			}
 			c.apply(o, x)
 		}
 		return
@@ -73,7 +78,7 @@ func (c *Core) State() State {
 }
 
 // Join adds what other holds: of each record the newest, of each origin the furthest mark and the latest word. The
-// clusters that wait for approval are those of other, if it says anything of the local cluster.
+// clusters that wait for approval, and the drains, are those of other, if it says anything of the local cluster.
 func (s State) Join(local mesh.ClusterID, other State) State {
 	out := State{Marks: maps.Clone(s.Marks), LastHeard: maps.Clone(s.LastHeard)}
 	if out.Marks == nil {
@@ -95,7 +100,7 @@ func (s State) Join(local mesh.ClusterID, other State) State {
 	decides := slices.ContainsFunc(other.Records, func(r *federationv1.Record) bool { return r.Origin == string(local) })
 	newest := map[string]*federationv1.Record{}
 	for _, r := range s.Records {
-		if r.Kind != KindPending || !decides {
+		if !private(r.Kind) || !decides {
 			newest[ResourceName(r)] = r
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/discovery/mesh"
+	"github.com/isthmus-mesh/isthmus/federation/protocol/body"
 )
 
 // cappedFor is how long a peer counts as over its caps: what it says too much comes again with every resync.
@@ -46,11 +47,13 @@ type Peer struct {
 	Refused       map[string]uint64 // things not taken of it since the start, by reason
 	OverCap       bool              // it said more than its caps within the last five minutes
 	LastProblem   string
+	Drain         body.Ramp // of the traffic to it
 }
 
 // Peers returns every other cluster that is a member, waits, was evicted, or left not long ago, sorted by name.
 func (c *Core) Peers() []Peer {
 	var out []Peer
+	drains := c.Drains()
 	for id, o := range c.origins {
 		m := c.members[id]
 		if id != c.cfg.Name && m == nil && o.pending == nil && o.departure() != nil {
@@ -67,6 +70,7 @@ func (c *Core) Peers() []Peer {
 		}
 		if m != nil {
 			p.State, p.TrustDomain, p.FederationKey = Approved, m.td, m.key
+			p.Drain = drains[id]
 			p.TokenID, p.VouchedBy = m.tokenID, slices.Clone(m.vouchers)
 		} else {
 			p.TrustDomain, p.FederationKey, p.TokenID = mesh.TrustDomain(o.pending.TrustDomain), o.pending.FederationKey, o.pending.TokenId
@@ -117,7 +121,7 @@ func (c *Core) Records() []*federationv1.Record {
 			continue
 		}
 		for s, e := range o.entries {
-			if s.kind != KindPending {
+			if !private(s.kind) {
 				all = append(all, named{ResourceName(e.rec), e.rec})
 			}
 		}

@@ -94,6 +94,7 @@ func (c *Core) settle() {
 
 // forget drops all that an origin said, but that it left.
 func (c *Core) forget(name mesh.ClusterID) {
+	c.undrain(name)
 	o := c.origins[name]
 	if o == nil {
 		return

@@ -26,7 +26,7 @@ var (
 // purePackages may be imported wherever the model may be.
 var purePackages = []string{
 	"discovery/mesh", "discovery/translate/...", "discovery/explain", "eastwest/gateway", "eastwest/sni", "topologies",
-	"federation/protocol", "federation/protocol/audience", "federation/policy", "federation/trust", "dns/zone", "dns/vip",
+	"federation/protocol", "federation/protocol/audience", "federation/protocol/body", "federation/policy", "federation/trust", "dns/zone", "dns/vip",
 }
 
 // base is open to every package but discovery/mesh: generated wire types, and small things without rules of their own.
@@ -47,8 +47,8 @@ var rules = []rule{
 	{pkgs: []string{"eastwest/sni"}, ours: base, pure: true},
 	{pkgs: []string{"topologies/..."}, ours: base, others: []string{"sigs.k8s.io/yaml", "go.yaml.in/yaml/..."}, pure: true},
 	{pkgs: []string{"federation/policy"}, ours: join(base, "discovery/translate/peerauth"), others: protobuf, pure: true},
-	{pkgs: []string{"federation/protocol"}, ours: join(base, "federation/protocol/audience"), others: protobuf, pure: true},
-	{pkgs: []string{"federation/protocol/audience", "federation/trust"}, ours: base, others: protobuf, pure: true},
+	{pkgs: []string{"federation/protocol"}, ours: join(base, "federation/protocol/audience", "federation/protocol/body"), others: protobuf, pure: true},
+	{pkgs: []string{"federation/protocol/audience", "federation/protocol/body", "federation/trust"}, ours: base, others: protobuf, pure: true},
 	{pkgs: []string{"dns/stub"}, ours: base, pure: true},
 	{pkgs: []string{"dns/zone", "dns/vip"}, ours: base, others: join(protobuf, "github.com/miekg/dns"), pure: true},
 
@@ -106,7 +106,7 @@ var rules = []rule{
 		others: join(metrics, "github.com/hashicorp/memberlist"),
 	},
 	{
-		pkgs: []string{"federation/peering"}, ours: join(base, "eastwest/sni", "federation/protocol", "federation/policy", "federation/trust"),
+		pkgs: []string{"federation/peering"}, ours: join(base, "eastwest/sni", "federation/protocol", "federation/protocol/body", "federation/policy", "federation/trust"),
 		others: join(append(envoyTypes, grpc...), append(metrics, spiffe...)...),
 	},
 	{

@@ -74,7 +74,7 @@ func action(method, path string) (Action, bool) {
 	}
 	verb := map[string]string{
 		"GET status": "get", "GET peers": "list", "GET proxies": "list", "GET tokens": "list", "POST explain": "create", "POST tokens": "create",
-		"DELETE tokens": "delete", "POST workload-tokens": "create", "POST join": "create", "POST leave": "create", "POST peers approve": "approve", "POST peers evict": "evict", "GET trust": "get", "POST trust": "rotate",
+		"DELETE tokens": "delete", "POST workload-tokens": "create", "POST join": "create", "POST leave": "create", "POST peers approve": "approve", "POST peers evict": "evict", "POST peers drain": "drain", "GET trust": "get", "POST trust": "rotate",
 	}[key]
 	named := method == http.MethodDelete || len(parts) == 3
 	if verb == "" || len(parts) > 3 || named != (name != "") {

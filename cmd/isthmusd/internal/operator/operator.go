@@ -153,6 +153,7 @@ func (s *Server) Handler() http.Handler {
 		return struct{}{}, s.cfg.Peering.Approve(r.Context(), r.PathValue("name"))
 	})))
 	mux.HandleFunc("POST /v1/peers/{name}/evict", give(auditedCall(s, "peer.evict", "name", s.evict)))
+	mux.HandleFunc("POST /v1/peers/{name}/drain", s.drain)
 	mux.HandleFunc("GET /v1/trust", give(func(*http.Request) (admin.Trust, error) { return s.trust(), nil }))
 	mux.HandleFunc("POST /v1/trust", take(audited(s, aboutRotation, s.rotate)))
 	mux.HandleFunc("GET "+acks.Path, give(func(r *http.Request) ([]string, error) { return s.cfg.Behind(r.URL.Query().Get("version")), nil }))

@@ -40,6 +40,9 @@ func (s *Server) peers() []admin.Peer {
 			Path: cmp.Or(p.Path, "down"), Services: p.Services, Endpoints: endpoints[p.Name], Epoch: p.Epoch, Seq: p.Seq,
 			Alive: cmp.Or(alive[string(p.Name)], "unknown"), Problem: p.LastProblem, StaleSince: st.Stale[p.Name], Gateways: []string{}, Refused: st.Refused[p.Name],
 		}
+		if now := time.Now(); !p.Drain.Begun.IsZero() {
+			x.Drain = &admin.Drain{Begun: p.Drain.Begun, Over: p.Drain.Over.String(), Percent: int(p.Drain.Taken(now)) * 100 / mesh.DrainSteps}
+		}
 		if p.Heard {
 			x.LastHeard = st.Start.Add(p.LastHeard)
 		}
