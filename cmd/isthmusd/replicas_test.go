@@ -242,6 +242,9 @@ func TestReplicas(t *testing.T) {
 	t.Run("redeem", func(t *testing.T) { raceToRedeem(t, leader, follower) })
 	birch.quiet(t)
 
+	if err := follower.call("POST", "/v1/peers/birch/drain", admin.DrainRequest{Over: "24h"}, nil); err != nil { // the leader does it
+		t.Error(err)
+	}
 	before := birch.peers(t)["amber"]
 	resume := one.client.Versions()
 	one.stop()
@@ -279,6 +282,9 @@ func TestReplicas(t *testing.T) {
 	<-watched
 	if lost {
 		t.Error("endpoints of the cluster were lost while the leader changed")
+	}
+	if x := follower.peers(t)["birch"].Drain; x == nil || x.Over != "24h0m0s" {
+		t.Errorf("the new leader knows of the drain %+v", x)
 	}
 	after := birch.peers(t)["amber"]
 	if after.Epoch <= before.Epoch || after.Services != before.Services {
