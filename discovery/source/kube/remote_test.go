@@ -39,6 +39,7 @@ func TestRemote(t *testing.T) {
 	way, first := through(t, first)
 	local.apply(remoteSecret("istio-remote-secret-birch", "birch", kubeconfig(t, first)))
 	t.Logf("added after %s", sink.wait(t, 10*second, sink.has("birch/pods/shop/one")))
+	sink.wait(t, 10*second, sink.has("birch/cluster"))
 	sink.wait(t, 10*second, sink.has("birch/endpointslices.discovery.k8s.io/shop/byhand-1"))
 	in, _ := sink.get("birch/pods/shop/one")
 	if w := in.Workloads[0]; w.Cluster != "birch" || w.Network != "far-net" || !w.TLS || !w.Ready || w.Object.Source != "cluster birch" {
