@@ -299,12 +299,12 @@ func (c *cluster) begin() {
 		}
 	}
 	c.live = true
+	c.introduce() // first: whoever hears of a pod asks on which network it is
 	for _, t := range c.tables {
 		for _, e := range t.entries {
 			t.report(e)
 		}
 	}
-	c.introduce()
 	c.src.metrics.objects(c)
 	if !c.remote {
 		c.src.remotes.poke()
