@@ -340,7 +340,9 @@ func testOverflow(t *testing.T, port uint32, full *backend, gate chan struct{}) 
 	})
 	close(gate)
 	done.Wait()
-	if ok.Load() != 2 || overflow.Load() != 8 || len(other) > 0 {
+	// One request has the connection and one waits. Where all come before the connection is there, the first is the one
+	// that waits, and all others are too many.
+	if n := ok.Load(); n < 1 || n > 2 || overflow.Load() != 10-n || len(other) > 0 {
 		t.Errorf("%d served, %d refused as overflow, %d otherwise", ok.Load(), overflow.Load(), len(other))
 	}
 }
