@@ -60,16 +60,17 @@ check: tools ## formatting and vet
 	test -z "$$files" || { echo "check: run gofmt -w on these:"; echo "$$files"; exit 1; }
 	go vet ./...
 
+# Tests wait more than they compute: four packages at a time take what two cores have.
 # What go test -json prints becomes a line a package, the output of what failed, and a table of what took the longest.
 TESTLOG = go run ./hack/testlog
 
 unit: tools envoy kube ## unit, golden, property and real-Envoy tests and the import rules, with the race detector
-	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -race -timeout 30m $$(go list ./... | grep -v /e2e/) | $(TESTLOG)
+	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -race -p 4 -timeout 30m $$(go list ./... | grep -v /e2e/) | $(TESTLOG)
 
 # Stories are last and alone: two at a time take what two cores have. They only drive programs, and go without the race
 # detector; what they are made of has it.
 e2e: envoy kube build ## the lab, the demo's seven steps and the stories on Kubernetes clusters as tests
-	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -race -count=1 -p 2 -timeout 30m $$(go list ./e2e/... | grep -v '/e2e/scripts$$') | $(TESTLOG)
+	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -race -count=1 -p 3 -timeout 30m $$(go list ./e2e/... | grep -v '/e2e/scripts$$') | $(TESTLOG)
 	@set -o pipefail; REQUIRE_TOOLS=1 go test -json -count=1 -timeout 30m ./e2e/scripts | $(TESTLOG)
 
 conformance: tools ## build the conformance suite of the Kubernetes Gateway API, which a story of "make soak" runs
