@@ -56,8 +56,8 @@ test: check unit ## run everything
 
 # What only computes runs beside what mostly waits, and takes the processors that are idle.
 spare:
-	@nice -n 19 $(MAKE) --no-print-directory -j1 simulate SEEDS=20000
-	@nice -n 19 $(MAKE) --no-print-directory -j1 attack JOINS=200000
+	@nice -n 19 $(MAKE) --no-print-directory simulate SEEDS=20000
+	@nice -n 19 $(MAKE) --no-print-directory attack JOINS=200000
 
 check: tools ## formatting and vet
 	@files="$$(gofmt -l api bench cmd discovery dns e2e eastwest federation internal topologies 2>/dev/null)"; \
