@@ -52,40 +52,15 @@ func (c *Client) Secret(ctx context.Context, name string) (map[string][]byte, er
 // EnsureSecret returns the data of a Secret, with every key that fill gives: missing ones are added, those that are
 // there are never changed. Replicas that race all return what the first of them wrote. fill is given what is there.
 func (c *Client) EnsureSecret(ctx context.Context, name string, fill func(held map[string][]byte) (map[string][]byte, error)) (map[string][]byte, error) {
-	secrets := c.core.Secrets(c.namespace)
-	for {
-		s, err := secrets.Get(ctx, name, metav1.GetOptions{})
-		missing := apierrors.IsNotFound(err)
-		if missing {
-			s = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: managedBy}, Type: corev1.SecretTypeOpaque}
-		} else if err != nil {
-			return nil, c.explain("read", "Secret", name, err)
-		}
-		add, err := fill(s.Data)
+	return c.UpdateSecret(ctx, name, func(data map[string][]byte) (bool, error) {
+		add, err := fill(data)
 		if err != nil {
-			return nil, fmt.Errorf("fill Secret %s/%s: %w", c.namespace, name, err)
+			return false, err
 		}
-		maps.DeleteFunc(add, func(k string, _ []byte) bool { return len(s.Data[k]) > 0 })
-		if len(add) == 0 {
-			return s.Data, nil
-		}
-		if s.Data == nil {
-			s.Data = map[string][]byte{}
-		}
-		maps.Copy(s.Data, add)
-		if missing {
-			s, err = secrets.Create(ctx, s, metav1.CreateOptions{})
-		} else {
-			s, err = secrets.Update(ctx, s, metav1.UpdateOptions{})
-		}
-		switch {
-		case err == nil:
-			return s.Data, nil
-		case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err): // another was first: what it wrote counts
-		default:
-			return nil, c.explain("write", "Secret", name, err)
-		}
-	}
+		maps.DeleteFunc(add, func(k string, _ []byte) bool { return len(data[k]) > 0 })
+		maps.Copy(data, add)
+		return len(add) > 0, nil
+	})
 }
 
 // UpdateSecret changes a Secret by compare-and-swap, and returns what it holds then. change works on a copy of what is
