@@ -19,6 +19,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
+
+	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
 // Into decodes the object into a Kubernetes type, refusing fields it does not have.
@@ -301,33 +303,9 @@ func pathOf(raw []byte, off int) string {
 func Closest(name string, candidates []string) string {
 	best, least := "", 3
 	for _, c := range candidates {
-		if d := distance(strings.ToLower(name), strings.ToLower(c)); d < least && d*2 < len(c) {
+		if d := diag.Distance(strings.ToLower(name), strings.ToLower(c)); d < least && d*2 < len(c) {
 			best, least = c, d
 		}
 	}
 	return best
-}
-
-// distance is the number of letters to insert, remove or replace; names that differ much are not looked at.
-func distance(a, b string) int {
-	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
-		return 3
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -210,31 +210,11 @@ func nearest(values map[string]any, at string) string {
 	if len(names) == 0 {
 		return ""
 	}
-	best := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(a, last), distance(b, last)) })
-	if distance(best, last) > 2 {
+	best := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(diag.Distance(a, last), diag.Distance(b, last)) })
+	if diag.Distance(best, last) > 2 {
 		return ""
 	}
 	return strings.Join(append(parts[:len(parts)-1], best), ".")
-}
-
-// distance is the number of letters to add, remove or change.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			changed := before
-			if a[i] != b[j] {
-				changed++
-			}
-			before, row[j+1] = row[j+1], min(changed, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // renderError reduces an error of a template to what the chart itself says in it.
