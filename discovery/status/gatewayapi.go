@@ -38,35 +38,47 @@ func derivedStatuses() []choice {
 		if r.group != groupGatewayAPI {
 			versions = versions[:1]
 		}
-		out = append(out, choice{versions: versions, kind: kind{
-			gvr: schema.GroupVersionResource{Group: r.group, Resource: r.resource},
-			cut: onlyStatus,
-			all: func(_ *server, d *desired) []types.NamespacedName {
-				return slices.SortedFunc(maps.Keys(d.statuses[r]), compareKeys)
-			},
-			changed: func(old, now *desired) []types.NamespacedName { return differing(old.statuses[r], now.statuses[r]) },
-			sync: func(ctx context.Context, k *keeper, key types.NamespacedName, have *unstructured.Unstructured) (bool, error) {
-				return syncDerived(ctx, k, key, have, k.server.wanted.Load().statuses[r][key])
-			},
-		}})
+		gvr := schema.GroupVersionResource{Group: r.group, Resource: r.resource}
+		statuses := func(d *desired) map[types.NamespacedName]*mesh.ObjectStatus { return d.statuses[r] }
+		out = append(out, choice{versions: versions, kind: wantedOf(kind{gvr: gvr, cut: onlyStatus}, statuses, syncDerived)})
+	}
+	return out
+}
+
+// wantedOf completes a kind of which all that is wanted follows from the Snapshot.
+func wantedOf[T any](k kind, of func(*desired) map[types.NamespacedName]*T,
+	sync func(ctx context.Context, k *keeper, key types.NamespacedName, have *unstructured.Unstructured, want *T) (bool, error)) kind {
+	k.all = func(_ *server, d *desired) []types.NamespacedName {
+		return slices.SortedFunc(maps.Keys(of(d)), compareKeys)
+	}
+	k.changed = func(old, now *desired) []types.NamespacedName { return differing(of(old), of(now)) }
+	k.sync = func(ctx context.Context, k *keeper, key types.NamespacedName, have *unstructured.Unstructured) (bool, error) {
+		return sync(ctx, k, key, have, of(k.server.wanted.Load())[key])
+	}
+	return k
+}
+
+// byResource sorts what is wanted by resource, but for what files ask for. of says who asks for it, and where it belongs.
+func byResource[T any](snap *mesh.Snapshot, wanted []*T, of func(*T) (mesh.ObjectRef, resource, types.NamespacedName)) map[resource]map[types.NamespacedName]*T {
+	out := map[resource]map[types.NamespacedName]*T{}
+	for _, w := range wanted {
+		ref, r, key := of(w)
+		if ref.Source != "" && ref.Source != "cluster "+string(snap.Local.ID) {
+			continue
+		}
+		if out[r] == nil {
+			out[r] = map[types.NamespacedName]*T{}
+		}
+		out[r][key] = w
 	}
 	return out
 }
 
 // statusesOf sorts the wanted statuses by resource.
 func statusesOf(snap *mesh.Snapshot) map[resource]map[types.NamespacedName]*mesh.ObjectStatus {
-	out := map[resource]map[types.NamespacedName]*mesh.ObjectStatus{}
-	for _, s := range snap.Statuses {
-		if s.Object.Source != "" && s.Object.Source != "cluster "+string(snap.Local.ID) {
-			continue // of a file
-		}
-		r := resource{s.Group, s.Resource}
-		if out[r] == nil {
-			out[r] = map[types.NamespacedName]*mesh.ObjectStatus{}
-		}
-		out[r][keyOf(s.Object)] = s
-	}
-	return out
+	return byResource(snap, snap.Statuses, func(s *mesh.ObjectStatus) (mesh.ObjectRef, resource, types.NamespacedName) {
+		return s.Object, resource{s.Group, s.Resource}, keyOf(s.Object)
+	})
 }
 
 func syncDerived(ctx context.Context, k *keeper, key types.NamespacedName, have *unstructured.Unstructured, want *mesh.ObjectStatus) (bool, error) {

@@ -3,8 +3,6 @@ package status
 import (
 	"context"
 	"encoding/json"
-	"maps"
-	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -25,37 +23,20 @@ func madeForGateways() []choice {
 		{Version: "v1", Resource: "serviceaccounts"}, {Group: "apps", Version: "v1", Resource: "deployments"}, {Version: "v1", Resource: "services"},
 	} {
 		r := resource{gvr.Group, gvr.Resource}
-		out = append(out, fixed(kind{
-			gvr: gvr,
-			narrow: func(o *metav1.ListOptions) {
-				o.LabelSelector = labelManagedBy + "=" + managedBy + "," + gatewayClassLabel
-			},
-			all: func(_ *server, d *desired) []types.NamespacedName {
-				return slices.SortedFunc(maps.Keys(d.objects[r]), compareKeys)
-			},
-			changed: func(old, now *desired) []types.NamespacedName { return differing(old.objects[r], now.objects[r]) },
-			sync: func(ctx context.Context, k *keeper, key types.NamespacedName, have *unstructured.Unstructured) (bool, error) {
-				return syncMade(ctx, k, key, have, k.server.wanted.Load().objects[r][key])
-			},
-		}))
+		narrow := func(o *metav1.ListOptions) {
+			o.LabelSelector = labelManagedBy + "=" + managedBy + "," + gatewayClassLabel
+		}
+		objects := func(d *desired) map[types.NamespacedName]*mesh.WantedObject { return d.objects[r] }
+		out = append(out, fixed(wantedOf(kind{gvr: gvr, narrow: narrow}, objects, syncMade)))
 	}
 	return out
 }
 
 // objectsOf sorts the wanted objects by resource.
 func objectsOf(snap *mesh.Snapshot) map[resource]map[types.NamespacedName]*mesh.WantedObject {
-	out := map[resource]map[types.NamespacedName]*mesh.WantedObject{}
-	for _, o := range snap.Objects {
-		if o.For.Source != "" && o.For.Source != "cluster "+string(snap.Local.ID) {
-			continue
-		}
-		r := resource{o.Group, o.Resource}
-		if out[r] == nil {
-			out[r] = map[types.NamespacedName]*mesh.WantedObject{}
-		}
-		out[r][types.NamespacedName{Namespace: o.Namespace, Name: o.Name}] = o
-	}
-	return out
+	return byResource(snap, snap.Objects, func(o *mesh.WantedObject) (mesh.ObjectRef, resource, types.NamespacedName) {
+		return o.For, resource{o.Group, o.Resource}, types.NamespacedName{Namespace: o.Namespace, Name: o.Name}
+	})
 }
 
 func syncMade(ctx context.Context, k *keeper, key types.NamespacedName, have *unstructured.Unstructured, want *mesh.WantedObject) (bool, error) {
